@@ -1,0 +1,453 @@
+"""The selective scan of Mamba, its causal convolution, and everything between a mixer's two projections.
+
+Three functions, each one name over several back ends:
+
+* `selective_scan`  -- equation 2 of Gu and Dao, "Mamba" (2023), discretised as their code does it;
+* `causal_conv1d`   -- the short depthwise convolution in front of it;
+* `mamba_inner`     -- convolution, SiLU, x_proj, dt_proj, scan and gate: all between in_proj and out_proj.
+
+Back ends: `numba` (CPU, fused kernels in `scan_cpu`), `triton` (CUDA, `scan_triton`), `mamba-ssm` (CUDA,
+where it is installed), `reference` (PyTorch, a loop over tokens, differentiated by autograd: slow, easy
+to read, and what the others are tested against). `auto` takes the fastest that works on the tensor's
+device; the environment variable FACEREC_SCAN overrides the choice for a whole process.
+
+What `facerec.model.scan_triton` must export, tensors in any strides, float32 arithmetic:
+
+    scan_forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> (out, last_state)
+    scan_backward(grad_out, grad_last_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        -> gradients of (u, delta, A, B, C, D, z, delta_bias), None where the input is None
+    conv_forward(x, weight, bias, silu) -> out
+    conv_backward(grad_out, x, weight, bias, silu) -> gradients of (x, weight, bias)
+
+with B and C always (batch, groups, state, length), weight (channels, width), grad_last_state None where
+nobody asked. They need know neither autograd nor direction: this module wraps them in operators and flips.
+
+Axes: B batch, L tokens, D channels (d_inner), N state, G groups of B and C, R rank of delta, W width.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BACKENDS = ("auto", "numba", "triton", "mamba-ssm", "reference")
+
+
+# ---- which back end
+
+
+def resolve_backend(name: str = "auto", device: str | torch.device = "cpu") -> str:
+    """The back end that `name` means for tensors on `device`.
+
+    Args:
+        name: one of `BACKENDS`. FACEREC_SCAN in the environment, where it is set, takes its place.
+        device: where the tensors are.
+
+    Returns:
+        `numba`, `triton`, `mamba-ssm` or `reference`, never `auto`.
+
+    Raises:
+        ValueError: if the name is unknown or the back end cannot run on that device.
+    """
+    return _resolve(os.environ.get("FACEREC_SCAN") or name, torch.device(device).type)
+
+
+@functools.cache
+def _resolve(name: str, device: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"scan back end {name!r} is unknown; there are {', '.join(BACKENDS)}")
+    if name == "auto":
+        return _fastest(device)
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    devices = {
+        "numba": ("cpu",),
+        "triton": ("cuda", "cpu") if interpreted else ("cuda",),
+        "mamba-ssm": ("cuda",),
+    }
+    if name in devices and device not in devices[name]:
+        hint = " unless TRITON_INTERPRET=1" if name == "triton" else ""
+        raise ValueError(f"scan back end {name!r} does not run on {device}{hint}")
+    return name
+
+
+def _fastest(device: str) -> str:
+    if device == "cpu":
+        if importlib.util.find_spec("numba") and importlib.util.find_spec("facerec.model.scan_cpu"):
+            return "numba"
+        return _fall_back(device, "numba is not installed")
+    if device == "cuda":
+        if _mamba_ssm() is not None:
+            return "mamba-ssm"
+        if importlib.util.find_spec("triton"):
+            return "triton"
+        return _fall_back(device, "neither mamba-ssm nor triton is installed")
+    return "reference" if device == "meta" else _fall_back(device, "no fused kernels for it")
+
+
+def _fall_back(device: str, reason: str) -> str:
+    print(f"facerec: slow reference scan on {device}: {reason}", file=sys.stderr, flush=True)
+    return "reference"
+
+
+@functools.cache
+def _mamba_ssm():
+    """(selective_scan_fn, causal_conv1d_fn) of mamba-ssm and causal-conv1d, or None."""
+    try:
+        from causal_conv1d import causal_conv1d_fn
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    except Exception:  # their compiled parts fail in many ways: ImportError, OSError, RuntimeError
+        return None
+    return selective_scan_fn, causal_conv1d_fn
+
+
+# ---- the three operators
+
+
+def selective_scan(
+    u: Tensor,  # (B, D, L)
+    delta: Tensor,  # (B, D, L)
+    A: Tensor,  # (D, N)
+    B: Tensor,  # (B, N, L) or (B, G, N, L)
+    C: Tensor,  # (B, N, L) or (B, G, N, L)
+    D: Tensor | None = None,  # (D,)
+    z: Tensor | None = None,  # (B, D, L)
+    delta_bias: Tensor | None = None,  # (D,)
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Linear recurrence whose step, input and output matrices depend on the token.
+
+    With dt = softplus(delta + delta_bias) the state h (D, N) runs over the tokens as
+
+        h_t = exp(dt_t A) h_(t-1) + dt_t u_t B_t,     y_t = C_t h_t + D u_t,     out_t = y_t SiLU(z_t)
+
+    (Gu and Dao 2023, equations 2 to 4 and algorithm 2; B discretised by Euler's rule, as in their code).
+    Any strides are taken without a copy; (B, L, D) tensors seen through `transpose(1, 2)` are fastest.
+
+    Args:
+        u, delta: input and step before bias and softplus.
+        A: transition, usually negative.
+        B, C: input and output matrices; with G groups, channel d uses group d // (D / G).
+        D: skip weight; without it no skip.
+        z: gate; without it no gate.
+        delta_bias: added to delta before softplus.
+        delta_softplus: put delta through softplus.
+        return_last_state: return the state after the last token too.
+        reverse: run from the last token to the first; equal to flip, scan, flip.
+        backend: one of `BACKENDS`.
+
+    Returns:
+        out (B, D, L) in u's dtype; with `return_last_state` also h (B, D, N) float32.
+
+    Raises:
+        ValueError: if shapes do not fit or the back end cannot run there.
+    """
+    B, C = _grouped(B), _grouped(C)
+    _check_scan(u, delta, A, B, C, D, z, delta_bias)
+    chosen = _backend_for(u, backend)
+    if chosen == "numba":
+        from facerec.model.scan_cpu import scan
+
+        out, last = scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+    else:
+        if reverse:
+            u, delta, B, C = (t.flip(-1) for t in (u, delta, B, C))
+            z = z.flip(-1) if z is not None else None
+        run = {"reference": reference, "mamba-ssm": _mamba_ssm_scan, "triton": _triton_scan}[chosen]
+        out, last = run(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        out = out.flip(-1) if reverse else out
+    return (out, last) if return_last_state else out
+
+
+def causal_conv1d(
+    x: Tensor,  # (B, D, L)
+    weight: Tensor,  # (D, W)
+    bias: Tensor | None = None,  # (D,)
+    activation: str | None = None,
+    *,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Depthwise convolution over the last `W` tokens, then SiLU if asked.
+
+    out_t = activation(bias + sum_k weight_k x_(t - W + 1 + k)), zeros before the first token; the
+    semantics of `causal_conv1d.causal_conv1d_fn`.
+
+    Args:
+        x: input, any strides.
+        weight: W taps a channel, W from 2 to 4.
+        bias: added before the activation.
+        activation: None, "silu" or "swish" (the same).
+        reverse: the tokens *after* each one instead; equal to flip, convolve, flip.
+        backend: one of `BACKENDS`.
+
+    Returns:
+        (B, D, L) in x's dtype.
+
+    Raises:
+        ValueError: if shapes do not fit, the activation is unknown or the back end cannot run there.
+    """
+    if activation not in (None, "silu", "swish"):
+        raise ValueError(f"activation must be None, 'silu' or 'swish', not {activation!r}")
+    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[1]:
+        raise ValueError(f"x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit")
+    if not 2 <= weight.shape[1] <= 4:
+        raise ValueError(f"width must be 2 to 4, not {weight.shape[1]}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be ({weight.shape[0]},), not {tuple(bias.shape)}")
+    silu = activation is not None
+    chosen = _backend_for(x, backend)
+    if chosen == "numba":
+        from facerec.model.scan_cpu import conv
+
+        return conv(x, weight, bias, silu, reverse)
+    x = x.flip(-1) if reverse else x
+    run = {"reference": _reference_conv, "mamba-ssm": _mamba_ssm_conv, "triton": _triton_conv}[
+        chosen
+    ]
+    out = run(x, weight, bias, silu)
+    return out.flip(-1) if reverse else out
+
+
+def mamba_inner(
+    xz: Tensor,  # (B, L, 2 D)
+    conv_weight: Tensor,  # (D, W)
+    conv_bias: Tensor | None,  # (D,)
+    x_proj_weight: Tensor,  # (R + 2 N, D)
+    dt_proj_weight: Tensor,  # (D, R)
+    A: Tensor,  # (D, N)
+    D: Tensor | None,  # (D,)
+    delta_bias: Tensor | None,  # (D,)
+    *,
+    reverse: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """All of a Mamba mixer between in_proj and out_proj (Gu and Dao 2023, figure 3 and algorithm 2).
+
+    x, z = halves of xz; u = SiLU(conv(x)); dt, B, C = x_proj(u); delta = dt_proj(dt);
+    out = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True).
+
+    Args:
+        xz: what in_proj returns: x in the first D channels, z in the others.
+        conv_weight, conv_bias: the depthwise convolution.
+        x_proj_weight, dt_proj_weight: weights of the two small projections.
+        A, D, delta_bias: as in `selective_scan`.
+        reverse: run from the last token to the first; equal to flip, mixer, flip.
+        backend: one of `BACKENDS`.
+
+    Returns:
+        (B, L, D) in xz's dtype, for out_proj.
+
+    Raises:
+        ValueError: if shapes do not fit or the back end cannot run there.
+    """
+    _check_inner(xz, conv_weight, x_proj_weight, dt_proj_weight, A)
+    chosen = _backend_for(xz, backend)
+    if chosen == "numba":
+        from facerec.model.scan_cpu import inner
+
+        return inner(
+            xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias, reverse
+        )
+    x, z = xz.transpose(1, 2).chunk(2, dim=1)
+    u = causal_conv1d(x, conv_weight, conv_bias, "silu", reverse=reverse, backend=chosen)
+    projected = F.linear(u.transpose(1, 2), x_proj_weight)  # (B, L, R + 2 N)
+    rank, state = dt_proj_weight.shape[1], A.shape[1]
+    dt, B, C = projected.split((rank, state, state), dim=-1)
+    delta = F.linear(dt, dt_proj_weight).transpose(1, 2)
+    out = selective_scan(
+        u,
+        delta.to(u.dtype),
+        A,
+        B.transpose(1, 2).to(u.dtype),
+        C.transpose(1, 2).to(u.dtype),
+        D,
+        z,
+        delta_bias,
+        delta_softplus=True,
+        reverse=reverse,
+        backend=chosen,
+    )
+    return out.transpose(1, 2)
+
+
+# ---- the readable reference
+
+
+def reference(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    """`selective_scan` as a loop over tokens, in float32, or in float64 where u is.
+
+    Shapes as in `selective_scan`, B and C with groups. Returns out (B, D, L) and the last state (B, D, N).
+    """
+    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    x, dt, B, C = (t.to(dtype) for t in (u, delta, B, C))
+    if delta_bias is not None:
+        dt = dt + delta_bias.to(dtype)[:, None]
+    if delta_softplus:
+        dt = F.softplus(dt)
+    per_group = u.shape[1] // B.shape[1]
+    B, C = (t.repeat_interleave(per_group, dim=1) for t in (B, C))  # (B, D, N, L)
+    state = x.new_zeros(*x.shape[:2], A.shape[1])
+    outputs = []
+    for t in range(u.shape[2]):
+        decay = torch.exp(dt[:, :, t, None] * A.to(dtype))
+        state = decay * state + (dt[:, :, t] * x[:, :, t])[..., None] * B[..., t]
+        outputs.append((state * C[..., t]).sum(-1))
+    out = torch.stack(outputs, dim=-1) if outputs else torch.zeros_like(x)
+    if D is not None:
+        out = out + D.to(dtype)[:, None] * x
+    if z is not None:
+        out = out * F.silu(z.to(dtype))
+    return out.to(u.dtype), state
+
+
+def _reference_conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    width = weight.shape[1]
+    padded = F.pad(x.to(dtype), (width - 1, 0))
+    taps = weight.to(dtype)[:, None]
+    out = F.conv1d(padded, taps, bias.to(dtype) if bias is not None else None, groups=x.shape[1])
+    return (F.silu(out) if silu else out).to(x.dtype)
+
+
+# ---- back ends of others
+
+
+def _mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    scan, _ = _mamba_ssm() or _missing("mamba-ssm")
+    u, delta, B, C = (t.to(u.dtype).contiguous() for t in (u, delta, B, C))
+    z = z.to(u.dtype).contiguous() if z is not None else None
+    A, D, delta_bias = (t.float() if t is not None else None for t in (A, D, delta_bias))
+    return scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, True)
+
+
+def _mamba_ssm_conv(x, weight, bias, silu):
+    _, conv = _mamba_ssm() or _missing("mamba-ssm")
+    bias = bias.to(x.dtype) if bias is not None else None
+    return conv(x, weight.to(x.dtype), bias, "silu" if silu else None)
+
+
+def _triton_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    return _TritonScan.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+
+
+def _triton_conv(x, weight, bias, silu):
+    return _TritonConv.apply(x, weight, bias, silu)
+
+
+class _TritonScan(torch.autograd.Function):
+    """The seam to `scan_triton`: its two functions of the scan, joined for autograd."""
+
+    @staticmethod
+    def forward(ctx, *args):
+        from facerec.model.scan_triton import scan_forward
+
+        *tensors, ctx.delta_softplus = args
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        return scan_forward(*args)
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_last_state):
+        from facerec.model.scan_triton import scan_backward
+
+        tensors = ctx.saved_tensors
+        if grad_out is None:
+            grad_out = torch.zeros_like(tensors[0])
+        grads = scan_backward(grad_out, grad_last_state, *tensors, ctx.delta_softplus)
+        return (*grads, None)
+
+
+class _TritonConv(torch.autograd.Function):
+    """The seam to `scan_triton`: its two functions of the convolution, joined for autograd."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, silu):
+        from facerec.model.scan_triton import conv_forward
+
+        ctx.silu = silu
+        ctx.save_for_backward(x, weight, bias)
+        return conv_forward(x, weight, bias, silu)
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        from facerec.model.scan_triton import conv_backward
+
+        return (*conv_backward(grad_out, *ctx.saved_tensors, ctx.silu), None)
+
+
+def _missing(package: str):
+    raise ValueError(f"scan back end {package!r} was asked for, but it cannot be imported here")
+
+
+# ---- checks
+
+
+def _backend_for(tensor: Tensor, backend: str) -> str:
+    # The fused kernels compute in float32; who hands over float64 wants float64.
+    if tensor.dtype == torch.float64:
+        return "reference"
+    return resolve_backend(backend, tensor.device)
+
+
+def _grouped(matrix: Tensor) -> Tensor:
+    return matrix.unsqueeze(1) if matrix.dim() == 3 else matrix
+
+
+def _check_scan(u, delta, A, B, C, D, z, delta_bias) -> None:
+    if u.dim() != 3 or A.dim() != 2:
+        raise ValueError(
+            f"u must be (batch, channels, length), A (channels, state); got {u.shape}, {A.shape}"
+        )
+    batch, channels, length = u.shape
+    state, groups = A.shape[1], B.shape[1]
+    expected = {
+        "delta": (delta, (batch, channels, length)),
+        "A": (A, (channels, state)),
+        "B": (B, (batch, groups, state, length)),
+        "C": (C, (batch, groups, state, length)),
+        "D": (D, (channels,)),
+        "z": (z, (batch, channels, length)),
+        "delta_bias": (delta_bias, (channels,)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must be {shape}, not {tuple(tensor.shape)}")
+    if channels % groups:
+        raise ValueError(f"{channels} channels do not divide into {groups} groups")
+    if not 1 <= state <= 256:
+        raise ValueError(f"d_state must be 1 to 256, not {state}")
+
+
+def _check_inner(xz, conv_weight, x_proj_weight, dt_proj_weight, A) -> None:
+    channels, state = A.shape
+    rank = dt_proj_weight.shape[1]
+    if xz.dim() != 3 or xz.shape[2] != 2 * channels:
+        raise ValueError(f"xz must be (batch, length, {2 * channels}), not {tuple(xz.shape)}")
+    expected = {
+        "conv_weight": (conv_weight, (channels, conv_weight.shape[-1])),
+        "x_proj_weight": (x_proj_weight, (rank + 2 * state, channels)),
+        "dt_proj_weight": (dt_proj_weight, (channels, rank)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must be {shape}, not {tuple(tensor.shape)}")
