@@ -1,0 +1,245 @@
+"""The network: convolutional stem, patch embedding, mixer blocks, head.
+
+`build_network(settings)` gives a module (B, 3, H, W) float in [-1, 1] → (B, E) float32 of unit length, whatever
+the backbone. Mamba blocks are pre-norm residual; a block reads the tokens forward, backward, or both ways.
+
+Axes: B batch, H W picture, L tokens (row by row), D d_model, E embedding_dim.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from facerec.model.mamba import Mamba
+from facerec.settings import InputError, Settings
+
+
+class NetworkSettings(Settings):
+    """What the network is; together with `image_size` it fixes every weight's shape."""
+
+    group: ClassVar[str] = "Network"
+
+    backbone: Literal["mamba", "resnet18", "vit"] = Field(
+        "mamba",
+        description="Network family: ours, or torchvision's ResNet-18 or ViT for comparison.",
+    )
+    mixer: Literal["mamba", "attention"] = Field(
+        "mamba",
+        description="What mixes tokens within a block: a selective scan, or attention with an MLP.",
+    )
+    direction: Literal["forward", "alternate", "bidirectional"] = Field(
+        "alternate",
+        description="Order in which blocks scan the tokens; alternate turns every second block round.",
+    )
+    patch_size: Literal[4, 8, 16] = Field(
+        8,
+        description="Side of a token's patch, pixels; the total stride of stem and patch embedding.",
+    )
+    d_model: int = Field(128, ge=8, le=2048, multiple_of=8, description="Channels of a token.")
+    d_state: int = Field(16, ge=1, le=256, description="State of the scan per channel.")
+    expand: int = Field(
+        2, ge=1, le=4, description="Inner channels of a Mamba mixer per channel of a token."
+    )
+    depth: int = Field(4, ge=1, le=64, description="Blocks.")
+    stem_depth: int = Field(
+        2, ge=0, le=8, description="Convolutional residual blocks before the tokens; 0 = none."
+    )
+    stem_width: int = Field(
+        32, ge=8, le=512, description="Channels of the first stem block; doubled at each stride."
+    )
+    stem_norm: Literal["batch", "group"] = Field(
+        "batch", description="Norm in the stem; group keeps no statistics of the batch."
+    )
+    pooling: Literal["mean", "flatten"] = Field(
+        "mean", description="Head: mean of the tokens, or all of them side by side."
+    )
+    embedding_dim: int = Field(128, ge=2, le=4096, description="Length of the embedding.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the last linear layer.")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="Stochastic depth of the last block; rises linearly to it."
+    )
+    scan_backend: Literal["auto", "numba", "triton", "mamba-ssm", "reference"] = Field(
+        "auto", description="Kernels of the scan; auto takes the fastest for the device."
+    )
+
+
+class DropPath(nn.Module):
+    """Stochastic depth per picture (Huang et al., 2016): the branch is dropped with probability `rate`."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:  # (B, L, D)
+        if not self.training or self.rate == 0:
+            return branch
+        keep = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.rate
+        return branch * keep.to(branch.dtype) / (1 - self.rate)
+
+
+class MambaBlock(nn.Module):
+    """Pre-norm residual Mamba mixer: x + drop_path(mixer(norm(x))); two mixers where it reads both ways."""
+
+    def __init__(self, settings: NetworkSettings, index: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(settings.d_model)
+        make = lambda: Mamba(  # noqa: E731
+            settings.d_model,
+            d_state=settings.d_state,
+            expand=settings.expand,
+            layer_idx=index,
+            scan_backend=settings.scan_backend,
+        )
+        self.mixer = make()
+        self.mixer_back = make() if settings.direction == "bidirectional" else None
+        self.reverse = settings.direction == "alternate" and index % 2 == 1
+        self.drop_path = DropPath(settings.drop_path * index / max(1, settings.depth - 1))
+
+    def forward(self, tokens: Tensor) -> Tensor:  # (B, L, D) → (B, L, D)
+        normed = self.norm(tokens)
+        mixed = self.mixer(normed, reverse=self.reverse)
+        if self.mixer_back is not None:
+            mixed = mixed + self.mixer_back(normed, reverse=True)
+        return tokens + self.drop_path(mixed)
+
+
+class AttentionBlock(nn.Module):
+    """A pre-norm transformer layer of the same width, to compare the mixers and nothing else."""
+
+    def __init__(self, settings: NetworkSettings, index: int) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(
+            settings.d_model,
+            nhead=max(1, settings.d_model // 64),
+            dim_feedforward=4 * settings.d_model,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.drop_path = DropPath(settings.drop_path * index / max(1, settings.depth - 1))
+
+    def forward(self, tokens: Tensor) -> Tensor:  # (B, L, D) → (B, L, D)
+        return tokens + self.drop_path(self.layer(tokens) - tokens)
+
+
+def norm2d(kind: str, channels: int) -> nn.Module:
+    """Norm of a stem block: over the batch, or over groups of eight channels."""
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(channels // 8, channels)
+
+
+class StemBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut (He et al., 2016): (B, C, H, W) → (B, C', H / stride, W / stride)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.norm1 = norm2d(norm, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = norm2d(norm, channels)
+        self.shortcut = nn.Identity()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Conv2d(channels_in, channels, stride, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.silu(self.norm1(self.conv1(x)))
+        return F.silu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class PatchEmbedding(nn.Module):
+    """Stem and patch convolution: (B, 3, H, W) → (B, L, D) with L = (H / patch_size) * (W / patch_size).
+
+    The first two stem blocks halve the picture and double the channels (at patch size 4 only the first does), the
+    others keep both; the patch convolution strides over what is left of the patch.
+    """
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        channels, width, stride = 3, settings.stem_width, 1
+        for _ in range(settings.stem_depth):
+            step = 2 if stride < min(4, settings.patch_size // 2) else 1
+            width = width * step if blocks else width
+            blocks.append(StemBlock(channels, width, step, settings.stem_norm))
+            channels, stride = width, stride * step
+        self.stem = nn.Sequential(*blocks)
+        rest = settings.patch_size // stride
+        self.patch = nn.Conv2d(channels, settings.d_model, rest, rest)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        features = self.patch(self.stem(pictures.contiguous(memory_format=torch.channels_last)))
+        return features.flatten(2).transpose(1, 2).contiguous()
+
+
+class MambaNetwork(nn.Module):
+    """Patch embedding + learned positions → blocks → norm → pooling → linear → unit length."""
+
+    def __init__(self, settings: NetworkSettings, image_size: int) -> None:
+        super().__init__()
+        length = (image_size // settings.patch_size) ** 2
+        block = MambaBlock if settings.mixer == "mamba" else AttentionBlock
+        self.pooling = settings.pooling
+        self.embed = PatchEmbedding(settings)
+        self.positions = nn.Parameter(torch.randn(1, length, settings.d_model) * 0.02)
+        self.blocks = nn.ModuleList(block(settings, i) for i in range(settings.depth))
+        self.norm = nn.LayerNorm(settings.d_model)
+        self.dropout = nn.Dropout(settings.dropout)
+        features = settings.d_model * (length if settings.pooling == "flatten" else 1)
+        self.head = nn.Linear(features, settings.embedding_dim)
+
+    def forward(self, pictures: Tensor) -> Tensor:  # (B, 3, H, W) in [-1, 1] → (B, E)
+        tokens = self.embed(pictures) + self.positions
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.norm(tokens)  # (B, L, D)
+        pooled = tokens.mean(1) if self.pooling == "mean" else tokens.flatten(1)
+        return unit_length(self.head(self.dropout(pooled)))
+
+
+def unit_length(features: Tensor) -> Tensor:
+    """(B, E) of any float type → float32 of L2 norm 1."""
+    return F.normalize(features.float(), dim=-1)
+
+
+def check_sizes(settings: NetworkSettings, image_size: int) -> None:
+    """Raises InputError where patch and picture do not fit."""
+    if image_size % settings.patch_size:
+        near = max(
+            settings.patch_size, round(image_size / settings.patch_size) * settings.patch_size
+        )
+        raise InputError(
+            f"patch_size {settings.patch_size} does not divide image_size {image_size}: "
+            f"set image_size to {near}, or another patch_size (4, 8 or 16)"
+        )
+
+
+def build_network(settings: NetworkSettings, image_size: int | None = None) -> nn.Module:
+    """The network that the settings describe, with fresh weights from torch's global generator.
+
+    Args:
+        settings: NetworkSettings; image_size is read from it where it has one (an entry point's settings do).
+        image_size: side of the square picture, pixels.
+
+    Returns:
+        Module: (B, 3, image_size, image_size) float in [-1, 1] → (B, embedding_dim) float32, unit L2 norm.
+
+    Raises:
+        InputError: if the patch size does not divide the picture.
+    """
+    size = image_size if image_size is not None else settings.image_size
+    check_sizes(settings, size)
+    if settings.backbone != "mamba":
+        from facerec.model.baselines import build_baseline
+
+        return build_baseline(settings, size)
+    return MambaNetwork(settings, size)
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
