@@ -169,7 +169,8 @@ def sentence(model: type[Settings], error: ValidationError, source: Any) -> str:
     if key not in model.model_fields:
         return reason if not key else unknown_key(key, model.model_fields)
     if problem["type"] == "missing":
-        return f"{key} is missing: give --{key.replace('_', '-')} (or -P {key}=...): {model.model_fields[key].description}"
+        flag = "--" + key.replace("_", "-")
+        return f"{key} is missing: give {flag} (or -P {key}=...): {model.model_fields[key].description}"
     reason = reason.replace("Input should be", "should be")
     return f"{key}={canonical(problem['input'])} ({source(key)}): {reason}; wanted: {wanted(model.model_fields[key])}"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.models.vision_transformer import VisionTransformer
