@@ -1,0 +1,268 @@
+"""Same person or not: verification figures of pairs, as a curve over thresholds.
+
+A pair is accepted when its cosine similarity is at or above the threshold. Two sources give the same curve:
+a list of pairs (exact, one threshold per distinct similarity) and all pairs of a set of embeddings
+(counted in bins of similarity; the counts at the bins' edges are exact, the memory fixed). A rate at a false
+accept rate (FAR) that too few impostor pairs stand behind is never a number.
+
+Axes: P pairs, T thresholds, N embeddings, E embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FARS = (1e-1, 1e-2, 1e-3, 1e-4)
+MIN_FALSE_ACCEPTS = 10  # expected; below it a TAR at FAR is noise
+BINS = 2**16
+CHUNK = 512  # rows of embeddings at a time
+CHUNK_BYTES = 128 * 2**20  # of similarities at a time
+
+
+@dataclass(frozen=True)
+class RateAtFar:
+    """True accept rate at a false accept rate.
+
+    Attributes:
+        far: the rate aimed at; the one reached, false_accepts / impostor, is never above it.
+        threshold: lowest similarity of the curve that keeps to `far`.
+        tar: share of genuine pairs accepted; NaN where not measurable.
+        true_accepts, false_accepts: pairs accepted at the threshold.
+        genuine, impostor: pairs there are.
+    """
+
+    far: float
+    threshold: float
+    tar: float
+    true_accepts: int
+    false_accepts: int
+    genuine: int
+    impostor: int
+
+    @property
+    def measurable(self) -> bool:
+        return measurable(self.far, self.impostor)
+
+    def __str__(self) -> str:
+        if not self.measurable:
+            return f"not measurable: {self.impostor:,} impostor pairs"
+        return f"{self.tar:.4f}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The ROC of a set of pairs: what is accepted at each threshold.
+
+    Attributes:
+        thresholds: (T,) similarities, descending; a pair at or above one is accepted.
+        true_accepts: (T,) int64, genuine pairs accepted, ascending to `genuine`.
+        false_accepts: (T,) int64, impostor pairs accepted, ascending to `impostor`.
+    """
+
+    thresholds: np.ndarray
+    true_accepts: np.ndarray
+    false_accepts: np.ndarray
+
+    @property
+    def genuine(self) -> int:
+        return int(self.true_accepts[-1])
+
+    @property
+    def impostor(self) -> int:
+        return int(self.false_accepts[-1])
+
+    @cached_property
+    def roc(self) -> tuple[np.ndarray, np.ndarray]:
+        """(T + 1,) false accept rates and true accept rates, from (0, 0) to (1, 1)."""
+        return _from_zero(self.false_accepts), _from_zero(self.true_accepts)
+
+    @property
+    def auc(self) -> float:
+        """Area under the ROC: chance that a genuine pair beats an impostor pair, a tie counting half."""
+        far, tar = self.roc
+        return float(np.sum(np.diff(far) * (tar[1:] + tar[:-1])) / 2)
+
+    @property
+    def eer(self) -> float:
+        """Rate at which false accepts equal false rejects, on straight lines between the ROC's points."""
+        far, tar = self.roc
+        gap = far - (1 - tar)
+        after = int(np.argmax(gap >= 0))
+        share = gap[after - 1] / (gap[after - 1] - gap[after])
+        return float(far[after - 1] + share * (far[after] - far[after - 1]))
+
+    @property
+    def best_threshold(self) -> float:
+        """Threshold of the most right decisions, the highest of equal ones."""
+        return self._best(self.genuine, self.impostor)[0]
+
+    @property
+    def best_accuracy(self) -> float:
+        """Share of right decisions at `best_threshold`: optimistic, as it is chosen on these pairs."""
+        return self._best(self.genuine, self.impostor)[1] / (self.genuine + self.impostor)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of true accept and true reject rate at the threshold that is best for it."""
+        return self._best(1, 1)[1] / 2
+
+    @property
+    def balanced_threshold(self) -> float:
+        """Threshold of `balanced_accuracy`."""
+        return self._best(1, 1)[0]
+
+    def counts(self, threshold: float) -> tuple[int, int]:
+        """Genuine and impostor pairs accepted at a threshold (of a binned curve: its next higher edge)."""
+        accepted = int(np.searchsorted(-self.thresholds, -threshold, side="right"))
+        return self._accepts(accepted)
+
+    def right(self, threshold: float) -> int:
+        """Pairs decided rightly at a threshold."""
+        true_accepts, false_accepts = self.counts(threshold)
+        return true_accepts + self.impostor - false_accepts
+
+    def accuracy(self, threshold: float) -> float:
+        """Share of pairs decided rightly at a threshold."""
+        return self.right(threshold) / (self.genuine + self.impostor)
+
+    def tar_at_far(self, far: float) -> RateAtFar:
+        """True accept rate at the lowest threshold whose false accept rate is not above `far`."""
+        allowed = int(np.floor(far * self.impostor + 1e-9))
+        accepted = int(np.searchsorted(self.false_accepts, allowed, side="right"))
+        true_accepts, false_accepts = self._accepts(accepted)
+        tar = true_accepts / self.genuine if measurable(far, self.impostor) else float("nan")
+        return RateAtFar(
+            far=far,
+            threshold=self._threshold(accepted),
+            tar=tar,
+            true_accepts=true_accepts,
+            false_accepts=false_accepts,
+            genuine=self.genuine,
+            impostor=self.impostor,
+        )
+
+    def _accepts(self, accepted: int) -> tuple[int, int]:
+        """Genuine and impostor pairs among the first `accepted` similarities of the curve."""
+        if accepted == 0:
+            return 0, 0
+        return int(self.true_accepts[accepted - 1]), int(self.false_accepts[accepted - 1])
+
+    def _best(self, genuine: float, impostor: float) -> tuple[float, float]:
+        """Threshold and score of the best sum of the two right rates under these weights."""
+        far, tar = self.roc
+        score = tar * genuine + (1 - far) * impostor
+        best = int(np.argmax(score))
+        return self._threshold(best), float(score[best])
+
+    def _threshold(self, accepted: int) -> float:
+        """Lowest similarity among the first `accepted` of the curve; above all of them for 0."""
+        if accepted == 0:
+            return float(np.nextafter(self.thresholds[0], 2))
+        return float(self.thresholds[accepted - 1])
+
+
+def verification(similarity: np.ndarray | Tensor, same: np.ndarray | Tensor) -> Verification:
+    """The curve of a list of pairs.
+
+    Args:
+        similarity: (P,) cosine similarity, in [-1, 1].
+        same: (P,) bool, True where both pictures show one person.
+
+    Raises:
+        ValueError: if shapes disagree, a similarity is not finite, or a kind of pair is missing.
+    """
+    scores, genuine = _pairs(similarity, same)
+    order = np.argsort(-scores, kind="stable")
+    scores, genuine = scores[order], genuine[order]
+    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
+    true_accepts = np.cumsum(genuine, dtype=np.int64)[last]
+    return Verification(scores[last], true_accepts, last + 1 - true_accepts)
+
+
+def all_pairs(embeddings: Tensor | np.ndarray, labels: np.ndarray) -> Verification:
+    """The curve of every pair of two different rows, in bins of 2 / 65,536 of similarity.
+
+    Time grows with N², memory does not: pairs are counted chunk by chunk and forgotten.
+
+    Args:
+        embeddings: (N, E) rows of unit length, on any device.
+        labels: (N,) identities.
+
+    Raises:
+        ValueError: if a kind of pair is missing.
+    """
+    codes = np.unique(np.asarray(labels), return_inverse=True)[1]
+    order = np.argsort(codes, kind="stable")  # one person's rows side by side: few places for mates
+    codes = codes[order]
+    rows = torch.as_tensor(embeddings).detach().float()[torch.from_numpy(order)]
+    total, genuine = np.zeros((2, BINS), dtype=np.int64)
+    step = max(1, min(CHUNK, CHUNK_BYTES // (4 * len(rows))))
+    for start in range(0, len(rows), step):
+        stop = min(start + step, len(rows))
+        bins = similarity_bins(rows[start:stop] @ rows[start:].T)
+        bins[:, : stop - start].masked_fill_(_lower(stop - start, rows.device), BINS)
+        end = np.searchsorted(codes, codes[stop - 1], side="right")
+        mates = torch.from_numpy(codes[start:stop, None] == codes[start:end]).to(rows.device)
+        total += _count(bins)
+        genuine += _count(bins[:, : end - start][mates])
+    return binned(genuine, total - genuine)
+
+
+def binned(genuine: np.ndarray, impostor: np.ndarray) -> Verification:
+    """The curve of (BINS,) counts of pairs in equal bins of similarity from -1 to 1.
+
+    Raises:
+        ValueError: if a kind of pair is missing.
+    """
+    if genuine.sum() == 0 or impostor.sum() == 0:
+        raise ValueError("verification needs pairs of one person and pairs of two")
+    used = np.flatnonzero(genuine + impostor)[::-1]
+    edges = used * (2 / len(genuine)) - 1
+    return Verification(edges, np.cumsum(genuine[used]), np.cumsum(impostor[used]))
+
+
+def similarity_bins(similarity: Tensor, bins: int = BINS) -> Tensor:
+    """Similarities in [-1, 1] → int32 bins; `bins`, a power of two, so that no rounding crosses an edge."""
+    half = bins // 2
+    return (similarity * half).floor_().clamp_(-half, half - 1).int().add_(half)
+
+
+def _count(bins: Tensor) -> np.ndarray:
+    """How often each of BINS bins occurs; the bin numbered BINS is for what is not counted."""
+    return torch.bincount(bins.flatten(), minlength=BINS + 1)[:BINS].cpu().numpy()
+
+
+def _lower(size: int, device: torch.device) -> Tensor:
+    """(size, size) bool, True on and below the diagonal: pairs met before, and a row with itself."""
+    return torch.ones(size, size, dtype=torch.bool, device=device).tril()
+
+
+def measurable(far: float, impostor: int) -> bool:
+    """Whether so many impostor pairs are enough for this FAR: at least 10 expected false accepts."""
+    return far * impostor >= MIN_FALSE_ACCEPTS - 1e-9
+
+
+def _pairs(
+    similarity: np.ndarray | Tensor, same: np.ndarray | Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Checked (P,) float64 similarities and (P,) bool."""
+    scores = np.asarray(torch.as_tensor(similarity).cpu(), dtype=np.float64)
+    genuine = np.asarray(torch.as_tensor(same).cpu(), dtype=bool)
+    if scores.ndim != 1 or scores.shape != genuine.shape:
+        raise ValueError(
+            f"similarity {scores.shape} and same {genuine.shape} must both be (pairs,)"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError("similarities hold NaN or infinity")
+    if genuine.all() or not genuine.any():
+        raise ValueError("verification needs pairs of one person and pairs of two")
+    return scores, genuine
+
+
+def _from_zero(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], counts]) / counts[-1]
