@@ -1,0 +1,109 @@
+"""Checkpoints: the whole state of a training as safetensors + JSON, written aside and renamed.
+
+A checkpoint is one safetensors file whose metadata holds the JSON part; the file's SHA-256 stands in its name's
+companion, so that a damaged one is seen before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from facerec.settings import InputError, one_line
+
+NAME = "checkpoint-{:010d}.safetensors"
+PATTERN = re.compile(r"checkpoint-(\d{10})\.safetensors")
+
+
+class Checkpoint(NamedTuple):
+    """tensors: name → tensor on the CPU. state: what is no tensor. step: optimiser steps taken."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file so that it is either whole or absent: temporary file, fsync, rename.
+
+    Raises:
+        InputError: if the disk is full or the folder cannot be written; what stood at `path` is still there.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tmp-", delete=False) as file:
+            temporary = file.name
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise InputError(
+            f"{path} cannot be written: {one_line(error)}; free space or choose another folder"
+        ) from error
+
+
+class Checkpoints:
+    """The checkpoints of one run in one folder: the newest two are kept."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+        """Writes a checkpoint and drops those before the newest `keep`."""
+        flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        content = save(flat, metadata={"state": json.dumps(state)})
+        path = self.folder / NAME.format(step)
+        write_bytes(path, content)
+        write_bytes(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest().encode())
+        for old in self.paths()[: -self.keep]:
+            old.with_suffix(".sha256").unlink(missing_ok=True)
+            old.unlink(missing_ok=True)
+        return path
+
+    def paths(self) -> list[Path]:
+        """Checkpoints, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(p for p in self.folder.iterdir() if PATTERN.fullmatch(p.name))
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest whole checkpoint, and a sentence for every damaged one that was passed over."""
+        damaged = []
+        for path in reversed(self.paths()):
+            try:
+                return read(path), damaged
+            except InputError as error:
+                damaged.append(str(error))
+        return None, damaged
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads a checkpoint.
+
+    Raises:
+        InputError: if the file is cut short, altered, or no checkpoint.
+    """
+    try:
+        expected = path.with_suffix(".sha256").read_text().strip()
+        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise InputError(f"{path} is damaged: its SHA-256 is not the one written beside it")
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no checkpoint of facerec: {one_line(error)}") from error
+    return Checkpoint(int(PATTERN.fullmatch(path.name)[1]), tensors, state)

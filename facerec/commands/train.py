@@ -1,0 +1,217 @@
+"""Train a face-embedding network and keep the run in MLflow.
+
+Pictures of people go in; a run with its parameters, metrics, pages and a model that `runs:/ID/model` loads comes out.
+`facerec train` alone trains on rendered people for a few minutes, on any machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from facerec import plots
+from facerec.calibration import calibration
+from facerec.checkpoint import Checkpoints
+from facerec.data.align import AlignSettings
+from facerec.data.pictures import color_histogram, raw_pixels
+from facerec.data.store import DataSettings, Store, open_store
+from facerec.interrupt import Stopped, stop_softly
+from facerec.metrics import retrieval
+from facerec.model.network import NetworkSettings, build_network, check_sizes, parameter_count
+from facerec.model.scan import resolve_backend
+from facerec.model_folder import model_card, provenance, write_model
+from facerec.objective import Objective, ObjectiveSettings, check_objective
+from facerec.page import write_html
+from facerec.registry import log_model
+from facerec.settings import InputError, as_params, one_line
+from facerec.tracking import Run, TrackingSettings, reach_tracking, track
+from facerec.trainer import Trainer, TrainingSettings, embed_pictures, resolve_device
+
+MAP_FACES = 2000
+
+
+class TrainSettings(
+    DataSettings,
+    AlignSettings,
+    NetworkSettings,
+    ObjectiveSettings,
+    TrainingSettings,
+    TrackingSettings,
+):
+    """Everything that `train` can be told."""
+
+
+SETTINGS = TrainSettings
+
+
+def run(settings: TrainSettings, config: str | None = None) -> None:
+    """Trains, validates and logs one run.
+
+    Args:
+        config: name of the recipe that the settings come from, for the record.
+
+    Raises:
+        InputError: for anything in the settings or the data that cannot work; before the run starts where possible.
+    """
+    check(settings)
+    reach_tracking()
+    store = open_store(settings)
+    with track(settings) as mlflow_run:
+        folder = Path(settings.output) / mlflow_run.id
+        mlflow_run.log_settings(settings, config)
+        mlflow_run.log_data(store, "training")
+        torch.manual_seed(settings.seed)
+        network = build_network(settings)
+        objective = Objective(
+            settings, len(np.unique(store.labels[store.indices("train")])), settings.embedding_dim
+        )
+        trainer = Trainer(
+            network, objective, store, settings, Checkpoints(folder / "checkpoints").save
+        )
+        describe(mlflow_run, trainer, store)
+        references = reference_lines(store)
+        mlflow_run.log_metrics(
+            {f"val/{name}_recall_at_1": value for name, value in references.items()}, step=0
+        )
+        with stop_softly(lambda stopped: setattr(trainer, "stop", stopped)):
+            try:
+                fit(trainer, mlflow_run)
+            except Stopped:
+                conclude(trainer, mlflow_run, settings, folder, references)
+                raise
+            conclude(trainer, mlflow_run, settings, folder, references)
+
+
+def check(settings: TrainSettings) -> None:
+    """Whatever can be refused before any work is."""
+    resolve_device(settings.device)
+    check_objective(settings)
+    check_sizes(settings, settings.image_size)
+    output = Path(settings.output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / ".facerec-can-write"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"output={settings.output}: {output.resolve()} cannot be written ({one_line(error)}); "
+            "choose another folder"
+        ) from error
+
+
+def describe(mlflow_run: Run, trainer: Trainer, store: Store) -> None:
+    """What is about to happen, on the console and as tags."""
+    backend = resolve_backend(trainer.settings.scan_backend, trainer.device)
+    parameters = parameter_count(trainer.network)
+    train, val = (store.labels[store.indices(part)] for part in ("train", "val"))
+    say(
+        f"{store.name}: {len(train)} pictures of {len(np.unique(train))} people to train on, "
+        f"{len(val)} of {len(np.unique(val))} to validate with"
+    )
+    say(
+        f"{parameters / 1e6:.2f} M parameters on {trainer.device}, scan by {backend}; MLflow run {mlflow_run.id}"
+    )
+    mlflow_run.tag(
+        {"parameters": parameters, "scan.backend": backend, "device": str(trainer.device)}
+    )
+
+
+def say(text: str) -> None:
+    """A line on the console, in step with the progress bar."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def reference_lines(store: Store) -> dict[str, float]:
+    """Validation Recall@1 of the nearest neighbour on features that know nothing of faces."""
+    indices = store.indices("val")
+    features = {"raw_pixels": raw_pixels, "color_histogram": color_histogram}
+    lines = {
+        name: retrieval(compute(store.images[indices]), store.labels[indices]).figures()[
+            "recall_at_1"
+        ]
+        for name, compute in features.items()
+    }
+    say(
+        "reference: validation Recall@1 "
+        + ", ".join(f"{n.replace('_', ' ')} {v:.3f}" for n, v in lines.items())
+    )
+    return lines
+
+
+def fit(trainer: Trainer, mlflow_run: Run) -> None:
+    """Every epoch, into MLflow and on the console."""
+    for row in trainer:
+        epoch = int(row["epoch"])
+        mlflow_run.log_metrics(
+            {name: value for name, value in row.items() if name != "epoch"}, step=epoch
+        )
+        figures = " ".join(
+            f"{name.removeprefix('val/')} {value:.3f}"
+            for name, value in row.items()
+            if "val/" in name
+        )
+        loss = f"loss {row['train/loss']:.4f} " if epoch else ""
+        say(f"epoch {epoch}/{trainer.settings.epochs}: {loss}{figures}")
+
+
+def conclude(
+    trainer: Trainer,
+    mlflow_run: Run,
+    settings: TrainSettings,
+    folder: Path,
+    references: dict[str, float],
+) -> None:
+    """Keeps the best weights as the run's model, the last ones beside it, and draws the pages."""
+    store = trainer.store
+    last = trainer.average.network.state_dict()
+    Checkpoints(folder / "last", keep=1).save(trainer.step, last, {})
+    mlflow_run.log_file(folder / "last", "last")
+    network = trainer.average.network
+    network.load_state_dict(trainer.best)
+    indices = trainer.val_indices
+    embeddings = embed_pictures(network, store.images[indices], trainer.device)
+    best = max(trainer.history, key=lambda row: row["val/map_at_r"], default={"epoch": 0})
+    mlflow_run.tag({"best.epoch": int(best["epoch"])})
+    figures = {name: value for name, value in best.items() if name.startswith("val/")}
+    made_from = provenance(store, as_params(settings))
+    write_model(
+        folder / "model",
+        network.cpu(),
+        settings,
+        calibration=calibration(embeddings, store.labels[indices]),
+        provenance=made_from,
+        card=model_card(settings, figures, made_from),
+    )
+    log_model(folder / "model", mlflow_run.id)
+    draw(trainer, mlflow_run, folder, embeddings.numpy(), references)
+    say(f"model: runs:/{mlflow_run.id}/model (epoch {int(best['epoch'])}); files in {folder}")
+
+
+def draw(
+    trainer: Trainer,
+    mlflow_run: Run,
+    folder: Path,
+    embeddings: np.ndarray,
+    references: dict[str, float],
+) -> None:
+    """The run's pages: curves, and the map of the validation people."""
+    lines = {name.replace("_", " "): value for name, value in references.items()}
+    curves = write_html(
+        plots.training_curves(trainer.history, lines),
+        folder / "training_curves.html",
+        "Training curves",
+    )
+    store, indices = trainer.store, trainer.val_indices[:MAP_FACES]
+    faces = plots.embedding_map(
+        embeddings[:MAP_FACES],
+        store.labels[indices],
+        store.names,
+        store.images[indices],
+        title="Validation people",
+    )
+    for page in (curves, write_html(faces, folder / "embedding_map.html", "Validation people")):
+        mlflow_run.log_file(page)

@@ -1,0 +1,141 @@
+"""What a training minimises: a loss and a miner by name, from pytorch-metric-learning.
+
+Margins have the unit of their loss: Euclidean distance of unit embeddings for `triplet`, cosine for `cosface`,
+radians for `arcface` and `subcenter_arcface`. A miner and its loss share the one margin.
+
+Axes: B batch, E embedding_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from pytorch_metric_learning import losses, miners
+from torch import Tensor, nn
+
+from facerec.settings import InputError, Settings
+
+DEFAULT_MARGIN = {"triplet": 0.2, "arcface": 0.5, "cosface": 0.35, "subcenter_arcface": 0.5}
+CLASSIFYING = ("arcface", "cosface", "subcenter_arcface")
+COLLAPSED_SPREAD = 1e-3  # root mean square distance of unit embeddings from their mean
+
+
+class ObjectiveSettings(Settings):
+    """What is minimised."""
+
+    group: ClassVar[str] = "Objective"
+
+    loss: Literal[
+        "triplet", "arcface", "cosface", "subcenter_arcface", "multi_similarity", "supcon"
+    ] = Field("triplet", description="Loss, as in pytorch-metric-learning.")
+    miner: Literal["all", "semihard", "hard", "batch_hard", "multi_similarity", "none"] = Field(
+        "all",
+        description="Which triplets or pairs of a batch count; ignored by the losses over all identities.",
+    )
+    margin: float | None = Field(
+        None,
+        gt=0,
+        le=2,
+        description="Margin of loss and miner, in the loss's unit; none takes the loss's usual one.",
+    )
+    margin_warmup_epochs: float = Field(
+        0.0,
+        ge=0,
+        description="Epochs over which the margin rises linearly from 0, for arcface and cosface.",
+    )
+    scale: float = Field(
+        32.0, gt=0, le=256, description="Scale of the logits of arcface and cosface."
+    )
+    temperature: float = Field(0.1, gt=0, le=10, description="Temperature of supcon.")
+
+
+class LossOfBatch(NamedTuple):
+    """loss: scalar with gradient. mined: how many triplets, pairs or pictures it was taken over (0-d tensor)."""
+
+    loss: Tensor
+    mined: Tensor
+
+
+class Objective(nn.Module):
+    """Loss + miner. Losses over all identities hold a weight a class, so this is a module with parameters."""
+
+    def __init__(self, settings: ObjectiveSettings, identities: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.name = settings.loss
+        self.margin = settings.margin or DEFAULT_MARGIN.get(settings.loss)
+        self.margin_warmup_epochs = settings.margin_warmup_epochs
+        self.loss = make_loss(settings, self.margin, identities, embedding_dim)
+        self.miner = (
+            None if settings.loss in CLASSIFYING else make_miner(settings.miner, self.margin or 0.2)
+        )
+        self.full_margin = getattr(self.loss, "margin", None)
+
+    def at_epoch(self, epoch: float) -> None:
+        """Sets the margin of arcface and cosface for a (fractional) epoch of the warm-up."""
+        if self.name in CLASSIFYING and self.margin_warmup_epochs > 0:
+            self.loss.margin = self.full_margin * min(1.0, epoch / self.margin_warmup_epochs)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> LossOfBatch:
+        """Loss of a batch.
+
+        Args:
+            embeddings: (B, E) float32, unit length.
+            labels: (B,) int64, 0 ... identities - 1.
+        """
+        if self.miner is None:
+            mined = torch.tensor(len(labels), device=embeddings.device)
+            return LossOfBatch(self.loss(embeddings, labels), mined)
+        indices = self.miner(embeddings, labels)
+        return LossOfBatch(self.loss(embeddings, labels, indices), torch.tensor(len(indices[0])))
+
+
+def make_loss(
+    settings: ObjectiveSettings, margin: float | None, identities: int, embedding_dim: int
+) -> nn.Module:
+    """The loss that the settings name."""
+    classes = {"num_classes": identities, "embedding_size": embedding_dim, "scale": settings.scale}
+    match settings.loss:
+        case "triplet":
+            return losses.TripletMarginLoss(margin=margin)
+        case "arcface":
+            return losses.ArcFaceLoss(margin=math.degrees(margin), **classes)
+        case "subcenter_arcface":
+            return losses.SubCenterArcFaceLoss(margin=math.degrees(margin), **classes)
+        case "cosface":
+            return losses.CosFaceLoss(margin=margin, **classes)
+        case "multi_similarity":
+            return losses.MultiSimilarityLoss()
+        case "supcon":
+            return losses.SupConLoss(temperature=settings.temperature)
+
+
+def make_miner(name: str, margin: float) -> nn.Module | None:
+    """The miner of that name, or None for every triplet or pair of the batch."""
+    match name:
+        case "all" | "semihard" | "hard":
+            return miners.TripletMarginMiner(margin=margin, type_of_triplets=name)
+        case "batch_hard":
+            return miners.BatchHardMiner()
+        case "multi_similarity":
+            return miners.MultiSimilarityMiner()
+        case _:
+            return None
+
+
+def check_objective(settings: ObjectiveSettings) -> None:
+    """Raises InputError for a pair of loss and miner that pytorch-metric-learning cannot join."""
+    triplets = ("all", "semihard", "hard", "batch_hard")
+    if settings.loss == "supcon" and settings.miner in ("semihard", "hard", "batch_hard"):
+        raise InputError(
+            f"loss supcon takes pairs, miner {settings.miner} gives triplets: set miner to none"
+        )
+    if settings.loss == "triplet" and settings.miner not in (*triplets, "multi_similarity", "none"):
+        raise InputError(f"loss triplet takes triplets: set miner to one of {', '.join(triplets)}")
+
+
+def spread(embeddings: Tensor) -> float:
+    """Root mean square distance of embeddings (B, E) from their mean: 0 where all are one point, at most 1."""
+    return float((embeddings - embeddings.mean(0)).square().sum(1).mean().sqrt())

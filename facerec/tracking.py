@@ -1,0 +1,234 @@
+"""Everything said to MLflow about a run.
+
+A run started by `mlflow run` is joined (MLFLOW_RUN_ID), otherwise one is made in the experiment that the settings
+name. `mlflow run` has logged the parameters that were given, as text, before we start: only missing ones are added.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import mlflow
+import psutil
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from pydantic import Field
+
+from facerec.data.store import Store
+from facerec.settings import InputError, Settings, as_params, canonical, one_line
+
+BUSY_SECONDS = 60
+SQLITE = "sqlite:///"
+
+
+class TrackingSettings(Settings):
+    """Where the run is kept."""
+
+    group: ClassVar[str] = "Tracking"
+
+    experiment: str = Field(
+        "facerec", min_length=1, description="MLflow experiment; under mlflow run, its own counts."
+    )
+    run_name: str | None = Field(
+        None, description="Name of the run in MLflow; none lets MLflow choose."
+    )
+    output: str = Field(
+        "outputs", min_length=1, description="Folder for checkpoints, models and pages, one a run."
+    )
+    system_metrics: bool = Field(True, description="Log CPU, memory and GPU use to MLflow.")
+
+
+def absolute_tracking_uri() -> None:
+    """Makes a relative sqlite URI absolute, once, before MLflow opens it.
+
+    `mlflow run` changes into the project, where the same relative URI would be another database; there the folder
+    in which `mlflow run` was typed counts.
+
+    Raises:
+        InputError: if an old file store in ./mlruns would make MLflow refuse to work.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or (
+        mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""
+    )
+    if not uri:
+        old = next(Path("mlruns").glob("[0-9]*/meta.yaml"), None)
+        if old:
+            raise InputError(
+                f"{old.resolve()} is of MLflow's old file store, which it no longer opens: move {old.parent.parent}/ "
+                "away, or set MLFLOW_TRACKING_URI"
+            )
+        return
+    if uri.startswith(SQLITE) and not uri.startswith(SQLITE + "/") and ":memory:" not in uri:
+        absolute = SQLITE + str((launch_folder() / uri.removeprefix(SQLITE)).resolve())
+        os.environ["MLFLOW_TRACKING_URI"] = absolute
+        mlflow.set_tracking_uri(absolute)
+
+
+def launch_folder() -> Path:
+    """The folder in which the user typed the command, also under `mlflow run`."""
+    if os.environ.get("MLFLOW_RUN_ID"):
+        for parent in psutil.Process().parents():
+            try:
+                if any("mlflow" in Path(word).name for word in parent.cmdline()[:3]):
+                    return Path(parent.cwd())
+            except psutil.Error:
+                continue
+    return Path.cwd()
+
+
+def patiently(call: Callable[[], Any]) -> Any:
+    """Calls again, for up to a minute, while another run has the SQLite store locked."""
+    deadline, pause = time.monotonic() + BUSY_SECONDS, 0.05
+    while True:
+        try:
+            return call()
+        except MlflowException as error:
+            if "locked" not in str(error).lower() or time.monotonic() > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2.0, pause * 2)
+
+
+class Run:
+    """One MLflow run: what is logged, under which name.
+
+    Attributes:
+        id: the run's id.
+        uri: of the tracking store.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self.id, self.uri, self.client = run_id, mlflow.get_tracking_uri(), MlflowClient()
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Adds what the run does not hold yet; a parameter is never said twice."""
+        known = patiently(lambda: self.client.get_run(self.id)).data.params
+        missing = [Param(key, value) for key, value in params.items() if key not in known]
+        if missing:
+            patiently(lambda: self.client.log_batch(self.id, params=missing))
+
+    def log_settings(self, settings: Settings, config: str | None = None) -> None:
+        """Every setting once, canonical, and the recipe's name."""
+        self.log_params({**as_params(settings), **({"config": config} if config else {})})
+
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Metrics of one epoch."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, float(value), now, step) for key, value in values.items()]
+        patiently(lambda: self.client.log_batch(self.id, metrics=metrics))
+
+    def logged_steps(self, key: str) -> set[int]:
+        """Steps at which a metric stands already."""
+        return {m.step for m in patiently(lambda: self.client.get_metric_history(self.id, key))}
+
+    def tag(self, tags: Mapping[str, Any]) -> None:
+        """Sets tags."""
+        for key, value in tags.items():
+            text = canonical(value)
+            patiently(lambda key=key, text=text: self.client.set_tag(self.id, key, text))
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Keeps a file, or a folder's files, as artifacts."""
+        log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+        patiently(lambda: log(self.id, str(path), folder))
+
+    def log_data(self, store: Store, context: str) -> None:
+        """The data set, by name and digest, as the run's input."""
+        source = LocalArtifactDatasetSource(str(store.root))
+        dataset = MetaDataset(source=source, name=store.name, digest=store.digest[:32])
+        patiently(lambda: mlflow.log_input(dataset, context=context))
+        counts = {part: len(store.indices(part)) for part in ("train", "val", "test")}
+        self.tag(
+            {
+                "data.digest": store.digest,
+                "data.pictures": len(store.labels),
+                "data.people": len(store.names),
+            }
+        )
+        self.tag({f"data.{part}_pictures": count for part, count in counts.items()})
+
+
+@contextmanager
+def track(settings: TrackingSettings, run_id: str | None = None) -> Iterator[Run]:
+    """The MLflow run of an entry point: FINISHED at the end, KILLED on Ctrl-C, FAILED on an error.
+
+    Args:
+        run_id: a run to go on in; otherwise that of `mlflow run`, otherwise a new one.
+
+    Raises:
+        InputError: if the tracking store cannot be reached.
+    """
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    try:
+        absolute_tracking_uri()
+        if settings.system_metrics:
+            mlflow.set_system_metrics_sampling_interval(10)
+        joined = run_id or os.environ.get("MLFLOW_RUN_ID")
+        if not joined:
+            patiently(lambda: mlflow.set_experiment(settings.experiment))
+        active = patiently(
+            lambda: mlflow.start_run(
+                run_id=joined,
+                run_name=None if joined else settings.run_name,
+                log_system_metrics=settings.system_metrics,
+            )
+        )
+    except (MlflowException, OSError) as error:
+        raise InputError(unreachable(error)) from error
+    run = Run(active.info.run_id)
+    status = "FAILED"
+    try:
+        run.tag(git_tags(active.data.tags))
+        if joined and settings.run_name:
+            run.tag({"mlflow.runName": settings.run_name})
+        yield run
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        patiently(lambda: mlflow.end_run(status))
+
+
+def git_tags(known: Mapping[str, str]) -> dict[str, str]:
+    """The commit of the code that runs, where MLflow has not found it."""
+    if "mlflow.source.git.commit" in known:
+        return {}
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {"mlflow.source.git.commit": commit.stdout.strip()} if commit.returncode == 0 else {}
+
+
+def reach_tracking() -> None:
+    """Raises InputError where the tracking store does not answer, before any work is done."""
+    try:
+        absolute_tracking_uri()
+        patiently(lambda: MlflowClient().search_experiments(max_results=1))
+    except (MlflowException, OSError) as error:
+        raise InputError(unreachable(error)) from error
+
+
+def unreachable(error: BaseException) -> str:
+    """The sentence for a tracking store that does not answer."""
+    return (
+        f"MLflow's tracking store {mlflow.get_tracking_uri()} does not answer: {one_line(error)[:200]}; "
+        "start it, or set MLFLOW_TRACKING_URI"
+    )

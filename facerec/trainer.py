@@ -1,0 +1,367 @@
+"""The loop: batches → embeddings → loss → weights, with schedule, EMA, validation and checkpoints.
+
+Every random number of step s is drawn from generators seeded by (seed, s), and the learning rate is a function of
+s, so the state of a training is its weights, its optimiser, its EMA and a few counters: a checkpoint written after
+any step goes on to the same weights, bit for bit.
+
+Axes: B batch, H W picture, E embedding_dim.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from facerec.checkpoint import Checkpoint
+from facerec.data.batches import (
+    BatchSettings,
+    augment,
+    check_batches,
+    chunks,
+    epoch_batches,
+    to_input,
+)
+from facerec.data.store import Store
+from facerec.metrics import retrieval, validation_figures
+from facerec.objective import COLLAPSED_SPREAD, Objective, spread
+from facerec.settings import InputError, Settings
+
+NO_DECAY_NAMES = ("positions",)
+
+
+class TrainerSettings(Settings):
+    """How the weights are found."""
+
+    group: ClassVar[str] = "Training"
+
+    epochs: int = Field(12, ge=1, le=100_000, description="Passes over the training people.")
+    lr: float = Field(2e-3, gt=0, le=10, description="Peak learning rate of AdamW.")
+    warmup_epochs: float = Field(
+        1.0, ge=0, description="Epochs of linear warm-up; a cosine to 0 follows."
+    )
+    weight_decay: float = Field(
+        0.05, ge=0, le=10, description="Weight decay; norms, biases, A and D are left out."
+    )
+    grad_clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 = no clipping.")
+    ema: float = Field(
+        0.99, ge=0, lt=1, description="Decay of the averaged weights that are validated and kept."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Arithmetic of the network; auto = bf16 on CUDA, fp32 on a CPU."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to compute; auto = CUDA if there is one."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of weights, batches and augmentation.")
+    checkpoint_minutes: float = Field(
+        5.0,
+        gt=0,
+        description="Longest time between two checkpoints; one is written at every epoch's end too.",
+    )
+
+
+class TrainingFailed(InputError):
+    """The training cannot go on: a loss that is no number, or embeddings that fell together."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that a `device` setting means.
+
+    Raises:
+        InputError: if CUDA is asked for and absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device=cuda, and torch sees no CUDA GPU here: set device to cpu or auto")
+    return torch.device(name)
+
+
+def autocast(precision: str, device: torch.device) -> Any:
+    """The autocast context of a `precision` setting."""
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def learning_rate(step: int, steps_per_epoch: int, settings: TrainerSettings) -> float:
+    """Linear warm-up, then a cosine to zero (Loshchilov & Hutter, 2017), at optimiser step `step` from 0."""
+    warmup = settings.warmup_epochs * steps_per_epoch
+    total = settings.epochs * steps_per_epoch
+    if step < warmup:
+        return settings.lr * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1.0, total - warmup)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def parameter_groups(modules: list[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters in two groups: those that decay, and norms, biases, positions, A and D, which do not."""
+    decay, free = [], []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            exempt = parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False)
+            exempt = exempt or name.rsplit(".", 1)[-1] in NO_DECAY_NAMES
+            (free if exempt else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+class Average:
+    """Exponential moving average of a network, buffers included; its decay rises with the steps to `decay`."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network, self.decay = copy.deepcopy(network).eval().requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Takes the weights after optimiser step `step` (from 1) in."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        ours, theirs = self.network.state_dict(), network.state_dict()
+        floats = [name for name, tensor in ours.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([ours[n] for n in floats], [theirs[n] for n in floats], weight)
+        for name in ours.keys() - set(floats):
+            ours[name].copy_(theirs[name])
+
+
+@torch.inference_mode()
+def embed_pictures(
+    network: nn.Module,
+    pictures: np.ndarray,
+    device: torch.device,
+    precision: str = "fp32",
+    batch: int = 256,
+) -> Tensor:
+    """Embeddings (N, E) float32 on the CPU of stored pictures (N, H, W, 3) uint8, without gradient."""
+    was_training = network.training
+    network.eval()
+    rows = []
+    with autocast(precision, device):
+        for part in chunks(len(pictures), batch):
+            rows.append(network(to_input(torch.from_numpy(pictures[part]).to(device))).cpu())
+    network.train(was_training)
+    return torch.cat(rows)
+
+
+class Trainer:
+    """A training that is iterated: `for row in trainer:` gives the metrics of an epoch, from 0 (before any step).
+
+    Args:
+        network: on any device; moved to `device`.
+        objective: loss over training identities numbered 0 ... C - 1.
+        store: pictures with their splits; only `train` and `val` are read.
+        settings: TrainerSettings and BatchSettings in one.
+        save: called with (step, tensors, state) whenever a checkpoint is due.
+
+    Attributes:
+        average: the network whose weights are validated and kept.
+        best: state_dict of the best epoch's average, by val/map_at_r.
+        history: rows so far.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        store: Store,
+        settings: Any,
+        save: Callable[[int, dict[str, Tensor], dict[str, Any]], Any] = lambda *parts: None,
+    ) -> None:
+        self.device = resolve_device(settings.device)
+        self.settings, self.store, self.save = settings, store, save
+        self.train_indices, self.val_indices = store.indices("train"), store.indices("val")
+        self.train_labels = np.unique(store.labels[self.train_indices], return_inverse=True)[1]
+        check_batches(self.train_labels, settings)
+        self.network = network.to(self.device)
+        self.objective = objective.to(self.device)
+        self.average = Average(self.network, settings.ema)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups([self.network, self.objective], settings.weight_decay),
+            lr=settings.lr,
+            fused=True,
+        )
+        self.generator = torch.Generator(self.device)
+        self.steps_per_epoch = len(self.train_indices) // settings.batch_size
+        self.step, self.best_value, self.history = 0, -1.0, []
+        self.best = clone_state(self.average.network)
+        self.sums = {"loss": 0.0, "triplets": 0.0}
+        self.saved_at = time.monotonic()
+        self.stop: BaseException | None = (
+            None  # raised after the step at hand, the checkpoint written
+        )
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        if not self.history:
+            yield self.finish_epoch({"epoch": 0})
+        with self.progress_bar() as bar:
+            while self.step < self.settings.epochs * self.steps_per_epoch:
+                yield self.run_epoch(bar)
+
+    def progress_bar(self) -> tqdm:
+        """Pictures per second and time left, for the whole training; sparse where nobody watches."""
+        size = self.settings.batch_size
+        return tqdm(
+            total=self.settings.epochs * self.steps_per_epoch * size,
+            initial=self.step * size,
+            unit="img",
+            desc="train",
+            mininterval=0.5 if sys.stderr.isatty() else 15,
+            dynamic_ncols=True,
+        )
+
+    def run_epoch(self, bar: tqdm) -> dict[str, float]:
+        """The rest of the epoch that `step` stands in, then its validation."""
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        batches = epoch_batches(self.train_labels, self.settings, self.settings.seed, epoch)
+        started, pictures = time.monotonic(), 0
+        for positions in batches[done:]:
+            self.train_step(positions)
+            pictures += len(positions)
+            bar.update(len(positions))
+            if self.stop is not None:
+                self.checkpoint()
+                raise self.stop
+            if time.monotonic() - self.saved_at > self.settings.checkpoint_minutes * 60:
+                self.checkpoint()
+        seconds = time.monotonic() - started
+        row = {
+            "epoch": epoch + 1,
+            "train/loss": self.sums["loss"] / self.steps_per_epoch,
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/triplets": self.sums["triplets"] / self.steps_per_epoch,
+            "train/images_per_second": pictures / seconds if seconds else 0.0,
+        }
+        row = self.finish_epoch(row)
+        bar.set_postfix_str(
+            f"loss {row['train/loss']:.4f}, val Recall@1 {row['val/recall_at_1']:.3f}"
+        )
+        return row
+
+    def train_step(self, positions: np.ndarray) -> None:
+        """One optimiser step on the training pictures at `positions`."""
+        self.seed_step()
+        rate = learning_rate(self.step, self.steps_per_epoch, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.objective.at_epoch(self.step / self.steps_per_epoch)
+        pictures = torch.from_numpy(self.store.images[self.train_indices[positions]]).to(
+            self.device
+        )
+        labels = torch.from_numpy(self.train_labels[positions]).to(self.device)
+        self.network.train()
+        pictures = augment(to_input(pictures), self.settings, self.generator)
+        with autocast(self.settings.precision, self.device):
+            embeddings = self.network(pictures)
+        loss, mined = self.objective(embeddings, labels)
+        self.check_loss(loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.settings.grad_clip > 0:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.grad_clip)
+        self.optimizer.step()
+        self.step += 1
+        self.average.update(self.network, self.step)
+        self.sums["loss"] += float(loss.detach())
+        self.sums["triplets"] += float(mined)
+
+    def seed_step(self) -> None:
+        """Seeds every generator by (seed, step)."""
+        seed = int(
+            np.random.SeedSequence([self.settings.seed, self.step]).generate_state(1, np.uint64)[0]
+            >> 1
+        )
+        torch.manual_seed(seed)
+        self.generator.manual_seed(seed)
+
+    def check_loss(self, loss: Tensor) -> None:
+        """Raises TrainingFailed where the loss is no number, before it reaches the weights."""
+        if not torch.isfinite(loss):
+            raise TrainingFailed(
+                f"the loss became {float(loss.detach())} at step {self.step + 1} (epoch "
+                f"{self.step // self.steps_per_epoch + 1}): lower lr (now {self.settings.lr}), "
+                "lengthen warmup_epochs, or set precision to fp32"
+            )
+
+    def finish_epoch(self, row: dict[str, float]) -> dict[str, float]:
+        """Validates, keeps the best weights, notes the row and writes a checkpoint."""
+        row.update(self.validate())
+        self.history.append(row)
+        self.sums = {"loss": 0.0, "triplets": 0.0}
+        if row["val/map_at_r"] > self.best_value:
+            self.best_value = row["val/map_at_r"]
+            self.best = clone_state(self.average.network)
+        self.checkpoint()
+        return row
+
+    def validate(self) -> dict[str, float]:
+        """Figures of the averaged network on the validation people."""
+        embeddings = embed_pictures(
+            self.average.network,
+            self.store.images[self.val_indices],
+            self.device,
+            self.settings.precision,
+        )
+        self.check_spread(embeddings)
+        labels = self.store.labels[self.val_indices]
+        figures = {
+            **retrieval(embeddings, labels).figures(),
+            **validation_figures(embeddings, labels),
+        }
+        return {f"val/{name}": float(value) for name, value in figures.items() if value is not None}
+
+    def check_spread(self, embeddings: Tensor) -> None:
+        """Raises TrainingFailed where all people have fallen onto one point, as hard triplets from the start do."""
+        if self.step and spread(embeddings) < COLLAPSED_SPREAD:
+            raise TrainingFailed(
+                f"the embeddings have collapsed onto one point after {self.step} steps (the loss sits at the margin): "
+                "lower lr, lengthen warmup_epochs, or train with miner=all before a harder one"
+            )
+
+    def checkpoint(self) -> None:
+        """Hands the whole state to `save`."""
+        tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"objective/{k}": v for k, v in self.objective.state_dict().items()}
+        tensors |= {f"average/{k}": v for k, v in self.average.network.state_dict().items()}
+        tensors |= {f"best/{k}": v for k, v in self.best.items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{slot}": value for slot, value in slots.items()}
+        state = {"best_value": self.best_value, "history": self.history, "sums": self.sums}
+        self.save(self.step, {k: v.clone() for k, v in tensors.items()}, state)
+        self.saved_at = time.monotonic()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes back to the state that `checkpoint` holds."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in checkpoint.tensors.items():
+            part, key = name.split("/", 1)
+            parts.setdefault(part, {})[key] = tensor
+        self.network.load_state_dict(parts["network"])
+        self.objective.load_state_dict(parts.get("objective", {}))
+        self.average.network.load_state_dict(parts["average"])
+        self.best = parts["best"]
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in parts.get("optimizer", {}).items():
+            index, slot = key.split("/")
+            slots.setdefault(int(index), {})[slot] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self.step = checkpoint.step
+        self.best_value = checkpoint.state["best_value"]
+        self.history, self.sums = checkpoint.state["history"], checkpoint.state["sums"]
+
+
+def clone_state(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of a network's state_dict on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+class TrainingSettings(TrainerSettings, BatchSettings):
+    """What a Trainer reads."""
