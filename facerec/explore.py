@@ -1,0 +1,274 @@
+"""What a page shows of a set of embeddings: places on a map, neighbours, pairs, occlusion.
+
+Plain NumPy and scikit-learn; every figure here is a picture's raw material, never a benchmark
+(those are in metrics.py).
+
+Axes: N faces, E embedding size, K neighbours, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+CHUNK = 1024  # probes compared with everything at once: 1,024 x 100,000 similarities are 400 MB
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Cosine similarities of all pairs of distinct faces, as counts over equal bins of [-1, 1]."""
+
+    edges: np.ndarray  # (B + 1,)
+    genuine: np.ndarray  # (B,) int64
+    impostor: np.ndarray  # (B,) int64
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of faces, the most telling first."""
+
+    left: np.ndarray  # (P,) int
+    right: np.ndarray  # (P,) int
+    similarity: np.ndarray  # (P,)
+
+
+def normalise(embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings (N, E) as float32 of unit length; a zero vector stays zero.
+
+    Raises:
+        ValueError: if the array is not (N, E) with N of at least 2, or holds a non-finite number.
+    """
+    embeddings = np.asarray(embeddings, dtype=np.float32)
+    if embeddings.ndim != 2 or len(embeddings) < 2:
+        raise ValueError(f"embeddings must be (N, E) with N >= 2, not {embeddings.shape}")
+    if not np.isfinite(embeddings).all():
+        raise ValueError("embeddings hold a number that is not finite")
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return embeddings / np.maximum(norms, 1e-12)
+
+
+def sample_faces(labels: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
+    """Indices, ascending, of at most `limit` faces: whole people, drawn at random.
+
+    Args:
+        labels: (N,) identity of each face.
+        limit: most faces to keep; the last person drawn may be cut.
+        seed: of the draw.
+    """
+    labels = np.asarray(labels)
+    if len(labels) <= limit:
+        return np.arange(len(labels))
+    people = np.random.default_rng(seed).permutation(np.unique(labels))
+    rank = np.empty(len(people), dtype=np.int64)
+    rank[np.argsort(people)] = np.arange(len(people))
+    order = np.argsort(rank[np.searchsorted(np.sort(people), labels)], kind="stable")
+    return np.sort(order[:limit])
+
+
+def pca(embeddings: np.ndarray, dimensions: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Principal components: coordinates (N, dimensions), and each one's share of the variance.
+
+    Fewer components than asked for (few faces, a small embedding) are filled with zeros.
+    """
+    count = min(dimensions, *embeddings.shape)
+    model = PCA(count, svd_solver="full" if min(embeddings.shape) < 512 else "auto", random_state=0)
+    points = np.zeros((len(embeddings), dimensions), dtype=np.float32)
+    shares = np.zeros(dimensions, dtype=np.float32)
+    points[:, :count] = model.fit_transform(embeddings)
+    shares[:count] = np.nan_to_num(model.explained_variance_ratio_)
+    return points, shares
+
+
+def tsne(embeddings: np.ndarray, dimensions: int = 2, *, seed: int = 0) -> np.ndarray:
+    """t-SNE coordinates (N, dimensions), begun from PCA, the same for the same seed.
+
+    On unit vectors the Euclidean distance that t-SNE keeps is monotone in cosine similarity.
+    Fewer than 5 faces have no neighbourhoods to keep: they get their principal components.
+    """
+    if len(embeddings) < 5 or not np.ptp(embeddings, axis=0).any():
+        return pca(embeddings, dimensions)[0]
+    reduced = pca(embeddings, min(32, *embeddings.shape))[0]
+    if reduced.shape[1] < dimensions:
+        return pca(embeddings, dimensions)[0]
+    model = TSNE(
+        dimensions,
+        init="pca",
+        perplexity=min(30.0, (len(embeddings) - 1) / 3),
+        learning_rate="auto",
+        max_iter=500 if dimensions == 3 else 750,
+        angle=0.5 if dimensions == 2 else 0.8,
+        random_state=seed,
+    )
+    return model.fit_transform(reduced)
+
+
+def neighbours(embeddings: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each face's most similar other faces.
+
+    Args:
+        embeddings: (N, E) of unit length.
+        count: neighbours a face, at most N - 1.
+
+    Returns:
+        Their indices (N, K) and cosine similarities (N, K), the nearest first.
+    """
+    count = min(count, len(embeddings) - 1)
+    index = np.empty((len(embeddings), count), dtype=np.int64)
+    similarity = np.empty((len(embeddings), count), dtype=np.float32)
+    for start in range(0, len(embeddings), CHUNK):
+        block = embeddings[start : start + CHUNK] @ embeddings.T
+        rows = np.arange(len(block))
+        block[rows, start + rows] = -np.inf
+        near = np.argpartition(-block, count - 1, axis=1)[:, :count]
+        order = np.argsort(-np.take_along_axis(block, near, axis=1), axis=1, kind="stable")
+        near = np.take_along_axis(near, order, axis=1)
+        index[start : start + CHUNK] = near
+        similarity[start : start + CHUNK] = np.take_along_axis(block, near, axis=1)
+    return index, np.clip(similarity, -1, 1)
+
+
+def pair_scores(
+    embeddings: np.ndarray, labels: np.ndarray, *, pairs: int = 12, bins: int = 2000
+) -> tuple[Scores, Pairs, Pairs]:
+    """Compare every two faces.
+
+    Args:
+        embeddings: (N, E) of unit length.
+        labels: (N,) identity of each face.
+        pairs: how many extreme pairs to keep; no face is in more than one of a list, so that one
+            bad photograph does not fill it.
+        bins: of the histogram over [-1, 1].
+
+    Returns:
+        The scores, the hardest genuine pairs (lowest similarity first), and the most confusable
+        impostor pairs (highest first).
+    """
+    labels = np.asarray(labels)
+    counts = np.zeros((2, bins), dtype=np.int64)
+    extremes: list[list[np.ndarray]] = [[], []]
+    for start in range(0, len(embeddings) - 1, CHUNK):
+        block = np.clip(embeddings[start : start + CHUNK] @ embeddings[start:].T, -1, 1)
+        upper = np.triu(np.ones(block.shape, dtype=bool), k=1)
+        same = labels[start : start + CHUNK, None] == labels[None, start:]
+        for kind, mask in enumerate((upper & same, upper & ~same)):
+            values = block[mask]
+            at = np.minimum(((values + 1) * (bins / 2)).astype(np.int64), bins - 1)
+            counts[kind] += np.bincount(at, minlength=bins)
+            extremes[kind].append(_extreme(block, mask, start, 16 * pairs, largest=kind == 1))
+    edges = np.linspace(-1, 1, bins + 1)
+    hardest = _distinct(np.concatenate(extremes[0], axis=1), pairs, largest=False)
+    confusable = _distinct(np.concatenate(extremes[1], axis=1), pairs, largest=True)
+    return Scores(edges, counts[0], counts[1]), hardest, confusable
+
+
+def _extreme(
+    block: np.ndarray, mask: np.ndarray, start: int, keep: int, largest: bool
+) -> np.ndarray:
+    """(3, P): left, right and similarity of the most extreme entries of a block."""
+    rows, columns = np.nonzero(mask)
+    values = block[rows, columns]
+    keep = min(keep, len(values))
+    order = np.argpartition(-values if largest else values, keep - 1)[:keep] if keep else []
+    return np.stack([rows[order] + start, columns[order] + start, values[order]]).astype(np.float64)
+
+
+def _distinct(found: np.ndarray, pairs: int, largest: bool) -> Pairs:
+    order = np.argsort(-found[2] if largest else found[2], kind="stable")
+    used: set[int] = set()
+    chosen = []
+    for at in order:
+        ends = {int(found[0, at]), int(found[1, at])}
+        if len(chosen) < pairs and not ends & used:
+            used |= ends
+            chosen.append(at)
+    left, right, similarity = found[:, chosen]
+    return Pairs(left.astype(np.int64), right.astype(np.int64), similarity)
+
+
+def scores_of_pairs(genuine: np.ndarray, impostor: np.ndarray, bins: int = 2000) -> Scores:
+    """Scores of given pairs, such as a protocol's fixed list, in the same form."""
+    edges = np.linspace(-1, 1, bins + 1)
+    counts = [
+        np.histogram(np.clip(np.asarray(values, dtype=np.float64), -1, 1), edges)[0]
+        for values in (genuine, impostor)
+    ]
+    return Scores(edges, *counts)
+
+
+def roc(scores: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """FAR, TAR and threshold at every edge, thresholds falling: accepted is similarity >= it.
+
+    Raises:
+        ValueError: if there is no genuine or no impostor pair.
+    """
+    if not scores.genuine.sum() or not scores.impostor.sum():
+        raise ValueError("a ROC needs at least one genuine and one impostor pair")
+    rates = []
+    for counts in (scores.impostor, scores.genuine):
+        accepted = np.concatenate([[0], np.cumsum(counts[::-1])])
+        rates.append(accepted / counts.sum())
+    return rates[0], rates[1], scores.edges[::-1]
+
+
+def occlusion_map(
+    embed: Callable[[np.ndarray], np.ndarray],
+    image: np.ndarray,
+    *,
+    patch: int = 16,
+    stride: int | None = None,
+    mate: np.ndarray | None = None,
+    batch: int = 64,
+) -> np.ndarray:
+    """How much each place matters: the similarity lost when a grey patch covers it.
+
+    Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks" (2014).
+
+    Args:
+        embed: pictures (n, H, W, 3) uint8 -> embeddings (n, E).
+        image: (H, W, 3) uint8.
+        patch: side of the patch in pixels.
+        stride: step between patches; half a patch where None.
+        mate: (E,) embedding to be compared with, such as another picture of the same person; the
+            picture's own where None.
+        batch: pictures embedded at once.
+
+    Returns:
+        (H', W') float32; positive where covering lowers the similarity.
+
+    Raises:
+        ValueError: if the patch is not between 1 and the picture's sides.
+    """
+    height, width = image.shape[:2]
+    stride = stride or max(1, patch // 2)
+    if not 1 <= patch <= min(height, width):
+        raise ValueError(f"a patch of {patch} does not fit a picture of {height} x {width}")
+    tops, lefts = (_starts(side, patch, stride) for side in (height, width))
+    grey = np.round(image.reshape(-1, 3).mean(axis=0)).astype(np.uint8)
+    covered = np.repeat(image[None], len(tops) * len(lefts), axis=0)
+    for at, (top, left) in enumerate((top, left) for top in tops for left in lefts):
+        covered[at, top : top + patch, left : left + patch] = grey
+    whole = normalise_any(embed(image[None]))[0]
+    reference = whole if mate is None else normalise_any(np.asarray(mate)[None])[0]
+    similarity = np.concatenate(
+        [
+            normalise_any(embed(covered[start : start + batch])) @ reference
+            for start in range(0, len(covered), batch)
+        ]
+    )
+    return (whole @ reference - similarity).reshape(len(tops), len(lefts)).astype(np.float32)
+
+
+def normalise_any(embeddings: np.ndarray) -> np.ndarray:
+    """Unit length without the checks of `normalise`: for one embedding as well as many."""
+    embeddings = np.asarray(embeddings, dtype=np.float32)
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+
+
+def _starts(side: int, patch: int, stride: int) -> list[int]:
+    """Patch positions that cover a side to its end."""
+    starts = list(range(0, side - patch, stride))
+    return [*starts, side - patch]
