@@ -1,0 +1,146 @@
+"""Whom and what a model was made from, without saying so: salted hashes of people and pictures, and the card.
+
+Hashes are salted per model, so that two models' lists cannot be joined; but the salt stands beside them, so
+that anybody who has a name or a picture can ask whether it was there. That is their purpose, and their limit:
+a name that can be guessed can be found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from facerec.data.splits import fold_name
+from facerec.settings import InputError, Settings, as_params
+
+if TYPE_CHECKING:
+    from facerec.data.store import Store
+
+PARTS = ("train", "val")
+
+
+def provenance(store: Store, settings: Settings, **facts: Any) -> dict[str, Any]:
+    """What a training saw, to be kept with the model.
+
+    Args:
+        store: the data; its train part was learnt from, its val part was tuned on.
+        settings: the recipe.
+        facts: more of it, as JSON holds it: `run_id`, `git_commit`, `initial_model` ...
+
+    Returns:
+        {"salt", "data": {"name", "digest"}, "recipe", "train": {"people", "pictures", "people_hashes",
+        "picture_hashes"}, "val": the same, **facts}. Hashes are sorted, so that their order tells nothing.
+    """
+    salt = secrets.token_hex(16)
+    parts = {}
+    for part in PARTS:
+        rows = store.indices(part)
+        names = {fold_name(store.names[label]) for label in store.labels[rows]}
+        pictures = {store.picture_hashes[i] for i in rows}
+        parts[part] = {
+            "people": len(names),
+            "pictures": len(rows),
+            "people_hashes": _hashes(salt, names),
+            "picture_hashes": _hashes(salt, pictures),
+        }
+    data = {"name": store.name, "digest": store.digest}
+    return {"salt": salt, "data": data, "recipe": as_params(settings), **parts, **facts}
+
+
+def met(
+    provenance: Mapping[str, Any], names: Iterable[str], picture_hashes: Iterable[str]
+) -> dict[str, int]:
+    """How many of these people and pictures the model has seen.
+
+    Args:
+        provenance: a model's.
+        names: people, in any spelling that folds alike; each counts once.
+        picture_hashes: hex SHA-256 of picture files; each counts once.
+
+    Returns:
+        {"people", "pictures": asked about, "train_people", "train_pictures", "val_people", "val_pictures": met}.
+
+    Raises:
+        InputError: the provenance lacks what `provenance` writes.
+    """
+    folded, pictures = {fold_name(name) for name in names}, set(picture_hashes)
+    counts = {"people": len(folded), "pictures": len(pictures)}
+    try:
+        salt = provenance["salt"]
+        for part in PARTS:
+            known = provenance[part]
+            for kind, values in (("people", folded), ("pictures", pictures)):
+                listed = known["people_hashes" if kind == "people" else "picture_hashes"]
+                counts[f"{part}_{kind}"] = len(set(_hashes(salt, values)) & set(listed))
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(
+            "the model's provenance.json does not say whom it was trained on, so leaks cannot be told"
+        ) from None
+    return counts
+
+
+def model_card(
+    settings: Settings, figures: Mapping[str, float], provenance: Mapping[str, Any]
+) -> str:
+    """The model in Markdown: what it is for, what it was made from, how good it is, where it ends.
+
+    Args:
+        settings: the recipe.
+        figures: validation figures by name, as they stand in MLflow.
+        provenance: what `provenance` returned.
+    """
+    recipe, data = as_params(settings), provenance["data"]
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(figures.items()))
+    knobs = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())
+    seen = "\n".join(
+        f"- {use}: {provenance[part]['pictures']:,} pictures of {provenance[part]['people']:,} people."
+        for part, use in (("train", "Learnt from"), ("val", "Tuned on"))
+    )
+    return f"""# Face embedding model
+
+A {recipe.get("backbone")} network that turns a picture of a face, {recipe.get("image_size")} pixels square, into
+{recipe.get("embedding_dim")} numbers of unit length: close together for pictures of one person, far apart for two.
+Made with facerec.
+
+## Intended use
+
+Comparing and searching faces of people who have agreed to it; research on face embeddings.
+Not for deciding anything about a person without a human who can overrule it, nor for identifying strangers.
+
+## Made from
+
+Data set `{data["name"]}`, content digest `{data["digest"][:16]}`.
+
+{seen}
+
+People of the data set's test part were not seen. `provenance.json` lists salted hashes of the names and pictures,
+so that an evaluation can tell whether its people were met in training. **A salted hash of a name can still be
+guessed**: who tries a list of names learns which of them are in it. It holds no names, pictures or paths of pictures.
+
+## Figures
+
+On the validation people, whom stopping and thresholds were chosen on; for a figure to quote, run `evaluate` on others.
+
+| figure | value |
+|---|---|
+{rows}
+
+## Limits
+
+- Thresholds in `calibration.json` come from the validation people; other cameras, ages and populations shift them.
+- Error rates differ between groups of people as the training data do; they have not been measured by group here.
+- It does not notice a photograph of a photograph, a mask, or a manipulated picture.
+- Faces must be cut out as in training: `align` {recipe.get("align", "none")}, `crop` {recipe.get("crop", "1.0")}.
+
+## Recipe
+
+| setting | value |
+|---|---|
+{knobs}
+"""
+
+
+def _hashes(salt: str, values: Iterable[str]) -> list[str]:
+    return sorted(hashlib.sha256(f"{salt}:{value}".encode()).hexdigest() for value in values)
