@@ -202,7 +202,7 @@ class Trainer:
         if not self.history:
             yield self.finish_epoch({"epoch": 0})
         with self.progress_bar() as bar:
-            while self.step < self.settings.epochs * self.steps_per_epoch:
+            while len(self.history) <= self.settings.epochs:
                 yield self.run_epoch(bar)
 
     def progress_bar(self) -> tqdm:
@@ -218,8 +218,9 @@ class Trainer:
         )
 
     def run_epoch(self, bar: tqdm) -> dict[str, float]:
-        """The rest of the epoch that `step` stands in, then its validation."""
-        epoch, done = divmod(self.step, self.steps_per_epoch)
+        """The rest of the first epoch that has not been validated, then its validation."""
+        epoch = len(self.history) - 1
+        done = self.step - epoch * self.steps_per_epoch
         batches = epoch_batches(self.train_labels, self.settings, self.settings.seed, epoch)
         started, pictures = time.monotonic(), 0
         for positions in batches[done:]:

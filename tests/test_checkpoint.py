@@ -1,0 +1,67 @@
+"""Checkpoints: whole or absent; a damaged one is told and the one before is used."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from facerec.checkpoint import Checkpoints, read, write_bytes
+from facerec.settings import InputError
+
+
+def saved(folder, *steps):
+    checkpoints = Checkpoints(folder)
+    for step in steps:
+        tensors = {"w": torch.full((3,), float(step)), "n": torch.tensor(step)}
+        checkpoints.save(step, tensors, {"history": [0.1], "note": "ü"})
+    return checkpoints
+
+
+def test_round_trip_keeps_the_newest_two(tmp_path):
+    checkpoints = saved(tmp_path, 1, 2, 3)
+    assert [p.name for p in checkpoints.paths()] == [
+        "checkpoint-0000000002.safetensors",
+        "checkpoint-0000000003.safetensors",
+    ]
+    newest, damaged = checkpoints.newest()
+    assert (newest.step, damaged) == (3, [])
+    assert newest.state == {"history": [0.1], "note": "ü"}
+    assert (
+        torch.equal(newest.tensors["w"], torch.full((3,), 3.0)) and newest.tensors["n"].item() == 3
+    )
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "pickle", "no checksum"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, harm):
+    checkpoints = saved(tmp_path, 1, 2)
+    path = checkpoints.paths()[-1]
+    content = path.read_bytes()
+    if harm == "cut":
+        path.write_bytes(content[:-5])
+    elif harm == "flip":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif harm == "pickle":
+        torch.save({"w": 1}, path)
+    else:
+        path.with_suffix(".sha256").unlink()
+    newest, damaged = checkpoints.newest()
+    assert newest.step == 1 and len(damaged) == 1 and path.name in damaged[0]
+    with pytest.raises(InputError):
+        read(path)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/dev/full"), reason="needs a full device"
+)
+def test_a_refused_write_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+    monkeypatch.setattr(
+        "facerec.checkpoint.os.fsync",
+        lambda handle: os.write(os.open("/dev/full", os.O_WRONLY), b"x"),
+    )
+    with pytest.raises(InputError, match="No space left"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

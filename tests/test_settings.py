@@ -1,0 +1,114 @@
+"""Settings: one model gives command line, YAML keys, `-P` keys and MLproject; mistakes are one sentence."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from pydantic import Field
+
+from facerec.cli import ENTRIES, Commands, facerec, load, project_text
+from facerec.settings import InputError, Settings, as_params, canonical, resolve
+from tests.conftest import PROJECT
+
+
+class Part(Settings):
+    group: ClassVar[str] = "Part"
+    lr: float = Field(1e-3, gt=0, description="Learning rate.")
+    size: Literal[4, 8] = Field(8, description="Size.")
+
+
+class Whole(Part):
+    group: ClassVar[str] = "Whole"
+    flag: bool = Field(True, description="A flag.")
+    margin: float | None = Field(None, description="A margin.")
+
+
+def test_precedence_and_text_values(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("lr: 1e-4\nsize: 4\nflag: false\n")
+    settings = resolve(Whole, {"lr": "0.5", "margin": "none"}, str(recipe))
+    assert (settings.lr, settings.size, settings.flag, settings.margin) == (0.5, 4, False, None)
+    assert as_params(settings) == {"lr": "0.5", "size": "4", "flag": "false", "margin": "none"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "said"),
+    [
+        ("lr: 0.1", {"lr": "banana"}, "lr=banana (command line)"),
+        ("lr: -1", {}, "recipe.yaml): should be greater than 0"),
+        ("learning: 1\nszie: 4", {}, "no setting 'learning'"),
+        ("szie: 4", {}, "did you mean 'size'"),
+        ("size: 5", {}, "wanted: 4|8"),
+        ("- 1", {}, "flat list"),
+        ("lr: {a: 1}", {}, "flat list"),
+        ("lr: [", {}, "cannot be read as YAML"),
+        ("!!python/object/apply:os.system ['true']", {}, "cannot be read as YAML"),
+    ],
+)
+def test_a_mistake_is_one_sentence(tmp_path, recipe, given, said):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe)
+    with pytest.raises(InputError) as error:
+        resolve(Whole, given, str(file))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_recipe_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=str(tmp_path)):
+        resolve(Whole, {}, "nowhere.yaml")
+
+
+def test_canonical_text():
+    assert [canonical(v) for v in (1e-4, 0.001, True, None, 8, "a")] == [
+        "0.0001",
+        "0.001",
+        "true",
+        "none",
+        "8",
+        "a",
+    ]
+
+
+@pytest.mark.parametrize("name", list(ENTRIES))
+def test_command_line_is_the_model(name):
+    """Every setting is an option under its own name and nothing else is; help shows it with its default."""
+    model, _ = load(ENTRIES[name])
+    command = Commands().get_command(None, name)
+    options = {p.name for p in command.params if p.param_type_name == "option"}
+    assert options == {"config", *model.model_fields}
+    text = CliRunner().invoke(facerec, [name, "--help"], terminal_width=110).output
+    for key, field in model.model_fields.items():
+        assert f"--{key.replace('_', '-')} " in text, key
+        assert field.description, key
+
+
+def test_mlproject_is_the_model():
+    text = (PROJECT / "MLproject").read_text()
+    assert text == project_text(), "write it again: facerec mlproject"
+    project = yaml.safe_load(text)
+    for name, entry in ENTRIES.items():
+        model, _ = load(entry)
+        required = {key for key, field in model.model_fields.items() if field.is_required()}
+        for alias in entry.names:
+            declared = project["entry_points"][alias].get("parameters", {})
+            assert set(declared) == required | ({"config"} if entry.recipe else set()), name
+
+
+def test_recipes_are_valid():
+    model, _ = load(ENTRIES["train"])
+    for recipe in sorted((PROJECT / "configs").glob("*.yaml")):
+        resolve(model, {}, str(recipe))
+    demo = resolve(model, {}, str(PROJECT / "configs/demo.yaml"))
+    assert demo == resolve(model, {}), "the demo recipe is what `facerec train` does alone"
+
+
+def test_conda_environment_lists_the_package_requirements():
+    tomllib = pytest.importorskip("tomllib")
+    wanted = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]
+    environment = yaml.safe_load((PROJECT / "conda.yaml").read_text())
+    assert environment["dependencies"][-1]["pip"] == wanted

@@ -1,0 +1,154 @@
+"""The loop: the schedule by hand, learning on coloured squares, exact resume, failures told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from facerec.checkpoint import Checkpoints
+from facerec.data.store import Store
+from facerec.model.network import NetworkSettings, build_network
+from facerec.objective import Objective, ObjectiveSettings
+from facerec.trainer import (
+    Trainer,
+    TrainerSettings,
+    TrainingFailed,
+    TrainingSettings,
+    learning_rate,
+    parameter_groups,
+)
+
+
+class Small(TrainingSettings, ObjectiveSettings, NetworkSettings):
+    image_size: int = 16
+
+
+def small(**changes) -> Small:
+    fixed = {
+        "d_model": 16,
+        "depth": 2,
+        "d_state": 4,
+        "stem_depth": 1,
+        "stem_width": 8,
+        "embedding_dim": 8,
+        "batch_size": 16,
+        "images_per_identity": 4,
+        "epochs": 2,
+        "dropout": 0.1,
+        "drop_path": 0.1,
+        "device": "cpu",
+    }
+    return Small(**{**fixed, **changes})
+
+
+def colored_squares(people: int = 16, pictures: int = 6) -> Store:
+    """A store in memory: every person is a colour, every picture adds noise; a quarter validates."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(people), pictures)
+    colors = rng.integers(40, 216, (people, 1, 1, 3))[labels]
+    images = np.clip(colors + rng.normal(0, 20, (len(labels), 16, 16, 3)), 0, 255).astype(np.uint8)
+    split = np.where(labels % 4 == 0, "val", "train")
+    names = [f"person {i}" for i in range(people)]
+    return Store(
+        images=images, labels=labels, names=names, paths=[""] * len(labels), picture_hashes=[""] * len(labels),
+        digest="", split=split, name="squares", layout="folder", skipped=[], root=Path(), folder=Path(),
+    )  # fmt: skip
+
+
+def trainer(settings, **options) -> Trainer:
+    torch.manual_seed(settings.seed)
+    store = colored_squares()
+    network = build_network(settings)
+    return Trainer(
+        network, Objective(settings, 12, settings.embedding_dim), store, settings, **options
+    )
+
+
+def test_learning_rate_by_hand():
+    settings = TrainerSettings(epochs=4, lr=1.0, warmup_epochs=1)
+    rates = [learning_rate(step, 3, settings) for step in range(12)]
+    assert rates[:3] == [0.25, 0.5, 0.75]  # a quarter more each step
+    assert rates[3] == 1.0
+    assert rates[3 + 4] == pytest.approx(0.5 * (1 + np.cos(np.pi * 4 / 9)))
+    assert rates == sorted(rates[:4]) + sorted(rates[4:], reverse=True)
+
+
+def test_what_must_not_decay_is_left_out():
+    network = build_network(small())
+    _, free = parameter_groups([network], 0.1)
+    exempt = {id(p) for p in free["params"]}
+    for name, parameter in network.named_parameters():
+        should = parameter.ndim < 2 or name.endswith(("A_log", ".D", "positions"))
+        assert (id(parameter) in exempt) == should, name
+
+
+@pytest.mark.parametrize("loss", ["triplet", "cosface"])
+def test_it_learns(loss):
+    settings = small(
+        loss=loss,
+        miner="none" if loss == "cosface" else "all",
+        epochs=8,
+        lr=5e-3,
+        color=0.0,
+        gray=0,
+    )
+    rows = list(trainer(settings))
+    assert [row["epoch"] for row in rows] == list(range(9))
+    assert rows[-1]["train/loss"] < rows[1]["train/loss"]
+    assert max(row["val/recall_at_1"] for row in rows) > 0.9
+
+
+@pytest.mark.parametrize("stop_after", [2, 4, 6])
+def test_resume_ends_with_the_same_weights(tmp_path, stop_after):
+    """Stopped within an epoch and at its end: the same weights, averages and history, bit for bit."""
+    settings = small(loss="arcface", miner="none")
+    whole = trainer(settings)
+    expected = list(whole)
+
+    class Killed(Exception):
+        pass
+
+    def save(step, tensors, state):
+        Checkpoints(tmp_path).save(step, tensors, state)
+        if step == stop_after:
+            raise Killed
+
+    killed = trainer(settings.model_copy(update={"checkpoint_minutes": 1e-9}), save=save)
+    with pytest.raises(Killed):
+        list(killed)
+    resumed = trainer(settings)
+    resumed.restore(Checkpoints(tmp_path).newest()[0])
+    list(resumed)
+    for one, other in (
+        (whole.network, resumed.network),
+        (whole.average.network, resumed.average.network),
+    ):
+        for name, tensor in one.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[name]), name
+    assert all(torch.equal(whole.best[name], resumed.best[name]) for name in whole.best)
+    timeless = [{k: v for k, v in row.items() if "per_second" not in k} for row in expected]
+    assert timeless == [
+        {k: v for k, v in row.items() if "per_second" not in k} for row in resumed.history
+    ]
+
+
+def test_a_loss_that_is_no_number_is_told_before_it_reaches_the_weights():
+    failing = trainer(small())
+    with torch.no_grad():
+        failing.network.head.weight[0, 0] = float("nan")
+    with pytest.raises(TrainingFailed, match="lower lr"):
+        failing.train_step(np.arange(16))
+    assert failing.step == 0
+
+
+def test_a_collapse_is_told():
+    failing = trainer(small())
+    failing.step = 1
+    with torch.no_grad():
+        failing.average.network.head.weight.zero_()
+        failing.average.network.head.bias.fill_(1.0)
+    with pytest.raises(TrainingFailed, match="collapsed"):
+        failing.validate()
