@@ -1,0 +1,88 @@
+"""Files that appear whole or not at all, and what to say when the disk refuses."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from facerec.settings import InputError
+
+
+@contextmanager
+def cache_errors(cache: Path) -> Iterator[None]:
+    """Turn the file system's refusals in the cache folder into one sentence each."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(
+                f"The disk of the cache folder {cache} is full: free some space, or choose another with --cache."
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise InputError(
+                f"The cache folder {cache} cannot be written ({error.strerror}): choose another with --cache "
+                "or FACEREC_CACHE."
+            ) from None
+        raise
+
+
+@contextmanager
+def publish_folder(folder: Path) -> Iterator[Path]:
+    """A draft folder that is renamed to `folder` when the block ends, removed when it fails.
+
+    If another process has published `folder` meanwhile, its copy stays and the draft goes: both makers
+    must write the same contents for the same name.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield draft
+        draft.chmod(0o755)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Take a published folder away in one step: who has its files open keeps them."""
+    trash = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.rename(trash / "old")
+    except FileNotFoundError:  # another process was faster
+        pass
+    finally:
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON to a temporary file, sync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, separators=(",", ":"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Any | None:
+    """What `write_json` wrote, or None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,167 @@
+"""One picture file or byte string to pixels, and pixels to the square that the network sees.
+
+The store and the embedder both come through here, so training and serving cannot differ. Files come
+from strangers: only a few raster formats are opened, and size is judged from the header before
+anything is decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import (  # Pillow opens by name only what has been imported
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    ImageOps,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    WebPImagePlugin,  # noqa: F401
+)
+
+from facerec.settings import InputError
+
+MAX_FILE_BYTES = 64 * 2**20
+MAX_PIXELS = 80_000_000  # 240 MB decoded; phones' 64-megapixel photographs pass
+MIN_SIDE = 8
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+BACKDROP = 128  # what shows through transparent pixels
+
+# Names that are taken for pictures when a folder is listed. HEIC and AVIF are not decoded; they are
+# listed so that the owner is told of each one skipped.
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+    + (".ppm", ".pgm", ".gif", ".heic", ".heif", ".avif")
+)
+
+
+class PictureError(InputError):
+    """A picture that cannot be used; the message is the one reason."""
+
+
+def decode(source: bytes | Path) -> np.ndarray:
+    """Pixels of one still picture, upright, whatever its file format and colour mode.
+
+    EXIF rotation is applied, 16-bit grey is scaled to 8 bits, and transparent pixels are laid over
+    mid grey. Of a phone's multi-picture JPEG the main picture is taken.
+
+    Args:
+        source: the file's bytes (at most 64 MiB), or its path.
+
+    Returns:
+        (H, W, 3) uint8 RGB, writable and contiguous; both sides at least 8, H * W at most 80 million.
+
+    Raises:
+        PictureError: missing, empty, truncated, not a picture, animated, too large or too small.
+    """
+    data = source if isinstance(source, bytes) else read_file(source)
+    if not data:
+        raise PictureError("the file is empty")
+    if len(data) > MAX_FILE_BYTES:
+        raise PictureError(f"{len(data) / 2**20:.0f} MiB, more than {MAX_FILE_BYTES >> 20} MiB")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata: each is either harmless or raised
+            return _pixels(_open(data))
+    except PictureError:
+        raise
+    except Image.DecompressionBombError:
+        raise PictureError(f"gigantic: more than {MAX_PIXELS:,} pixels") from None
+    except MemoryError:
+        raise PictureError("too large for this machine's memory") from None
+    except Exception as error:  # Pillow's decoders raise what they like on hostile bytes
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        if "truncated" in reason.lower() or isinstance(error, EOFError):
+            raise PictureError("truncated: the file ends before the picture does") from None
+        raise PictureError(f"damaged: {reason[:120]}") from None
+
+
+def read_file(path: Path) -> bytes:
+    """Bytes of a picture file, its size checked before reading.
+
+    Raises:
+        PictureError: no such file, a folder, a URL, unreadable, or above 64 MiB.
+    """
+    if str(path).startswith(("http:/", "https:/", "ftp:/", "s3:/", "data:")):
+        raise PictureError("a URL where a path is due: download the picture first")
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise PictureError("no such file") from None
+    except IsADirectoryError:
+        raise PictureError("a folder, not a picture") from None
+    except (OSError, ValueError) as error:
+        raise PictureError(f"cannot be read: {getattr(error, 'strerror', error)}") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise PictureError(f"a file of more than {MAX_FILE_BYTES >> 20} MiB")
+    return data
+
+
+def to_face(picture: np.ndarray, image_size: int, crop: float) -> np.ndarray:
+    """The centred square of a picture, resampled without aliasing.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        image_size: side of the result in pixels.
+        crop: side of the square as a share of the shorter side, in (0, 1].
+
+    Returns:
+        (image_size, image_size, 3) uint8, contiguous, never a view of `picture`.
+    """
+    height, width = picture.shape[:2]
+    side = max(1, round(min(height, width) * crop))
+    top, left = (height - side) // 2, (width - side) // 2
+    square = picture[top : top + side, left : left + side]
+    if side == image_size:
+        return square.copy()
+    how = cv2.INTER_AREA if side > image_size else cv2.INTER_LINEAR
+    return cv2.resize(square, (image_size, image_size), interpolation=how)
+
+
+def _open(data: bytes) -> Image.Image:
+    """Header only; refuses what must not be decoded."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        kinds = "JPEG, PNG, WebP, BMP, TIFF, PPM or GIF"
+        raise PictureError(f"not a picture, or none of {kinds}") from None
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise PictureError(f"gigantic: {width:,} x {height:,}, more than {MAX_PIXELS:,} pixels")
+    if min(width, height) < MIN_SIDE:
+        raise PictureError(f"too small: {width} x {height}, a side must be {MIN_SIDE} or more")
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        what = "several pages" if image.format == "TIFF" else "animated"
+        raise PictureError(f"{what}: one still picture is due")
+    return image
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    image.load()
+    with contextlib.suppress(Exception):  # broken EXIF says nothing about the pixels, now decoded
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        return _from_deep_grey(np.asarray(image))
+    if image.mode == "F":
+        raise PictureError("floating-point pixels: save it with 8 or 16 bits a channel")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        backdrop = Image.new("RGBA", image.size, (BACKDROP, BACKDROP, BACKDROP, 255))
+        image = Image.alpha_composite(backdrop, image)
+    return np.array(image.convert("RGB"))
+
+
+def _from_deep_grey(grey: np.ndarray) -> np.ndarray:
+    """(H, W) of 16-bit values, in whatever integer type Pillow holds them -> (H, W, 3) uint8."""
+    if grey.min() < 0 or grey.max() > 65535:
+        raise PictureError("32-bit grey: save it with 8 or 16 bits a channel")
+    scaled = ((grey.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return np.repeat(scaled[:, :, None], 3, axis=2)

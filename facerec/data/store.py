@@ -1,0 +1,322 @@
+"""Decode once: faces in a memory-mapped uint8 file, found again by their content.
+
+In the cache folder: `stores/<key>/` holds the pixels, an index and the log of skipped pictures; `memos/`
+holds, for each source, size, time and SHA-256 of every file, so that a second start reads no picture.
+Pixels are written with write() and never through the map, since a full disk would then kill the process;
+a map is opened only when its size is right, for the same reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+from tqdm import tqdm
+
+from facerec.data.files import cache_errors, publish_folder, read_json, remove_folder, write_json
+from facerec.data.pictures import PictureError, decode, read_file, to_face
+from facerec.data.sources import FaceList, cache_folder, find_faces
+from facerec.data.splits import split_by_identity
+from facerec.settings import InputError, Settings
+
+FORMAT = 1  # raise when stores of an older layout must not be opened
+PIXELS, INDEX, SKIPPED = "images.u8", "index.json", "skipped.txt"
+WINDOW = 512  # pictures decoded between two writes
+SPARE_BYTES = 64 * 2**20
+
+
+class DataSettings(Settings):
+    """Where the faces come from and how they are cut out."""
+
+    group: ClassVar[str] = "Data"
+
+    data: str = Field(
+        "demo",
+        description="demo (rendered people), lfw (downloads it), or a path: a folder with one folder per "
+        "person, LFW or the Face Recognition Dataset as Kaggle ships them, lfw-funneled.tgz, or a CSV of "
+        "path,identity",
+    )
+    image_size: int = Field(64, ge=16, le=512, description="side of the square pictures, in pixels")
+    crop: float = Field(
+        1.0,
+        ge=0.1,
+        le=1.0,
+        description="side of the centred square cut out of each picture, as a share of its shorter side; "
+        "about 0.6 suits LFW, whose faces stand in the middle with a wide margin",
+    )
+    cache: str | None = Field(
+        None,
+        description="folder for decoded pictures and demo faces; none: FACEREC_CACHE, else the user's "
+        "cache folder",
+    )
+    rebuild_store: bool = Field(
+        False, description="decode again, accepting that files were added, removed or altered"
+    )
+
+
+@dataclass(frozen=True)
+class Store:
+    """A data set in memory-mapped form. N pictures of side S, K people.
+
+    Attributes:
+        images: (N, S, S, 3) uint8 RGB, read-only.
+        labels: (N,) int64 in [0, K), the place of the person in `names`.
+        names: K names, sorted.
+        paths: N paths, as in `FaceList.paths`.
+        picture_hashes: N SHA-256 of the files, hex.
+        digest: hex digest of who is on which picture, by content: the same wherever the files lie.
+        split: (N,) of `train`, `val` or `test`.
+        name: what the data set is called.
+        layout: as in `FaceList.layout`.
+        skipped: (path, reason) of the pictures left out.
+        root: folder that relative paths start from.
+        folder: where the store lies in the cache.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    names: list[str]
+    paths: list[str]
+    picture_hashes: list[str]
+    digest: str
+    split: np.ndarray
+    name: str
+    layout: str
+    skipped: list[tuple[str, str]]
+    root: Path
+    folder: Path
+
+    def indices(self, part: str) -> np.ndarray:
+        """Ascending picture numbers of `train`, `val`, `test` or `all`, int64."""
+        if part not in ("train", "val", "test", "all"):
+            raise ValueError(f"part={part!r}: one of train, val, test, all")
+        return np.flatnonzero((self.split == part) | (part == "all"))
+
+
+def open_store(settings: DataSettings, progress: bool = True) -> Store:
+    """Open the store of a data set, building it first where the cache has none.
+
+    Args:
+        settings: what to open; other fields that an entry point adds are ignored.
+        progress: show a bar on stderr while decoding.
+
+    Raises:
+        InputError: data not found or unusable, files changed since the last time, fewer than two people
+            with two readable pictures, store damaged, cache unwritable or full.
+    """
+    cache = cache_folder(settings.cache)
+    with cache_errors(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        faces = find_faces(settings.data, cache)
+        memo_file, memo = _memo(faces, cache, settings.rebuild_store, progress)
+        hashes = [memo[path][2] for path in faces.paths]
+        digest = content_digest(faces.identities, hashes)
+        folder = cache / "stores" / _key(faces, digest, settings)
+        if settings.rebuild_store and folder.is_dir():
+            remove_folder(folder)
+        if not folder.is_dir():
+            _build(faces, hashes, digest, settings, folder, progress)
+        if (
+            read_json(memo_file) != memo
+        ):  # last, so that a data set that was refused leaves no trace
+            write_json(memo_file, memo)
+    return _open(folder, faces, digest)
+
+
+def content_digest(identities: tuple[str, ...], hashes: list[str]) -> str:
+    """Hex SHA-256 over (person, picture hash), whatever the order and the paths."""
+    rows = sorted(zip(identities, hashes, strict=True))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _key(faces: FaceList, digest: str, settings: DataSettings) -> str:
+    parts = [FORMAT, digest, faces.paths, settings.image_size, settings.crop]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _threads() -> int:
+    usable = getattr(os, "sched_getaffinity", None)
+    return min(16, len(usable(0)) if usable else os.cpu_count() or 1)
+
+
+def _memo(
+    faces: FaceList, cache: Path, accept: bool, progress: bool
+) -> tuple[Path, dict[str, list]]:
+    """The memo's file, and path -> [size, time, SHA-256] as it is now.
+
+    Only files whose size or time differ from the memo are read; those whose content is the same after all
+    have not changed.
+    """
+    source = json.dumps([str(faces.root), faces.name, faces.layout])
+    name = hashlib.sha256(source.encode()).hexdigest()[:32]
+    memo_file = cache / "memos" / f"{name}.json"
+    memo = read_json(memo_file) or {}
+    stats = {path: _stat(faces.root / path) for path in faces.paths}
+    stale = [p for p in faces.paths if p not in memo or memo[p][:2] != stats[p]]
+    with ThreadPoolExecutor(_threads()) as pool:
+        read = pool.map(lambda path: _hash_file(faces.root / path), stale)
+        hide = not progress or not stale
+        bar = tqdm(read, "Reading", len(stale), unit=" files", disable=hide, leave=False)
+        fresh = dict(zip(stale, bar, strict=True))
+    if memo and not accept:
+        _refuse_changes(faces, memo, fresh)
+    return memo_file, {p: [*stats[p], fresh.get(p) or memo[p][2]] for p in faces.paths}
+
+
+def _stat(path: Path) -> list[int]:
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):
+        return [-1, -1]
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _hash_file(path: Path) -> str:
+    try:
+        return hashlib.sha256(read_file(path)).hexdigest()
+    except PictureError:
+        return "unreadable"
+
+
+def _refuse_changes(faces: FaceList, memo: dict[str, list], fresh: dict[str, str]) -> None:
+    added = sum(path not in memo for path in fresh)
+    altered = sum(path in memo and memo[path][2] != digest for path, digest in fresh.items())
+    removed = len(memo.keys() - set(faces.paths))
+    if added or altered or removed:
+        raise InputError(
+            f"{faces.root} has changed since its store was built: {added} files added, {removed} removed, "
+            f"{altered} altered; pass --rebuild-store true to take it as it is now."
+        )
+
+
+def _build(
+    faces: FaceList,
+    hashes: list[str],
+    digest: str,
+    settings: DataSettings,
+    folder: Path,
+    progress: bool,
+) -> None:
+    """Decode every picture in order into a draft folder, check what is left, publish it."""
+    size = settings.image_size
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    need = len(faces.paths) * size * size * 3 + SPARE_BYTES
+    free = shutil.disk_usage(folder.parent).free
+    if free < need:
+        raise InputError(
+            f"The store needs {need / 2**20:,.0f} MiB and {folder.parent} has {free / 2**20:,.0f} MiB free: "
+            "free some space, choose another folder with --cache, or a smaller --image-size."
+        )
+    kept, skipped = [], []
+    with publish_folder(folder) as draft:
+        with open(draft / PIXELS, "wb") as file:
+            for i, face in enumerate(_decoded(faces, settings, progress)):
+                if isinstance(face, str):
+                    skipped.append((faces.paths[i], face))
+                    continue
+                file.write(face.data)
+                kept.append(i)
+            file.flush()
+            os.fsync(file.fileno())
+        check_enough([faces.identities[i] for i in kept], faces, skipped)
+        lines = "".join(f"{path}\t{reason}\n" for path, reason in skipped)
+        (draft / SKIPPED).write_text(lines, encoding="utf-8")
+        index = {
+            "format": FORMAT,
+            "shape": [len(kept), size, size, 3],
+            "digest": digest,
+            "paths": [faces.paths[i] for i in kept],
+            "identities": [faces.identities[i] for i in kept],
+            "picture_hashes": [hashes[i] for i in kept],
+            "skipped": skipped,
+        }
+        write_json(draft / INDEX, index)
+
+
+def _decoded(faces: FaceList, settings: DataSettings, progress: bool) -> Iterator[np.ndarray | str]:
+    """Each picture's face, or the reason why there is none, in order; memory is bounded by the window."""
+
+    def one(path: str) -> np.ndarray | str:
+        try:
+            return to_face(decode(faces.root / path), settings.image_size, settings.crop)
+        except PictureError as error:
+            return str(error)
+
+    total = len(faces.paths)
+    with (
+        ThreadPoolExecutor(_threads()) as pool,
+        tqdm(
+            total=total, desc="Decoding", unit=" pictures", disable=not progress, leave=False
+        ) as bar,
+    ):
+        for start in range(0, total, WINDOW):
+            for face in pool.map(one, faces.paths[start : start + WINDOW]):
+                yield face
+                bar.update()
+
+
+def check_enough(identities: list[str], faces: FaceList, skipped: list[tuple[str, str]]) -> None:
+    """Refuse a data set in which nobody could be recognised.
+
+    Raises:
+        InputError: fewer than two people have two pictures.
+    """
+    _, counts = np.unique(np.array(identities, dtype=object), return_counts=True)
+    paired = int((counts >= 2).sum())
+    if paired < 2:
+        lost = (
+            f" ({len(skipped)} skipped, the first, {skipped[0][0]}: {skipped[0][1]})"
+            if skipped
+            else ""
+        )
+        raise InputError(
+            f"{faces.root} has {paired} people with two usable pictures{lost}: at least two such people are "
+            "needed."
+        )
+
+
+def _open(folder: Path, faces: FaceList, digest: str) -> Store:
+    index = read_json(folder / INDEX) or {}
+    shape = tuple(index.get("shape", ()))
+    pixels = folder / PIXELS
+    size = pixels.stat().st_size if pixels.is_file() else -1
+    if len(shape) != 4 or size != np.prod(shape, dtype=np.int64) or index.get("digest") != digest:
+        raise InputError(
+            f"The store {folder} is damaged ({max(size, 0):,} bytes of pictures): pass --rebuild-store true "
+            "to build it again."
+        )
+    identities = index["identities"]
+    names, labels = np.unique(np.array(identities, dtype=object), return_inverse=True)
+    parts = split_by_identity(identities, lfw=faces.layout == "lfw")
+    skipped = [(path, reason) for path, reason in index["skipped"]]
+    if skipped:
+        path, reason = skipped[0]
+        print(
+            f"Skipped {len(skipped):,} of {len(faces.paths):,} pictures (the first, {path}: {reason}); "
+            f"all are named in {folder / SKIPPED}",
+            file=sys.stderr,
+        )
+    return Store(
+        images=np.memmap(pixels, np.uint8, "r", shape=shape),
+        labels=labels.astype(np.int64),
+        names=list(names),
+        paths=index["paths"],
+        picture_hashes=index["picture_hashes"],
+        digest=digest,
+        split=np.array([parts[name] for name in identities]),
+        name=faces.name,
+        layout=faces.layout,
+        skipped=skipped,
+        root=faces.root,
+        folder=folder,
+    )
