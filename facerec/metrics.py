@@ -11,6 +11,7 @@ Axes: P probes, G gallery, E embedding, R mates.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,8 @@ from facerec.verification import all_pairs, verification
 
 __all__ = ["Retrieval", "all_pairs", "retrieval", "unit", "validation_figures", "verification"]
 
-CHUNK_BYTES = 192 * 2**20  # of similarities, and of their sort keys: the memory bound of a search
+CHUNK_BYTES = 448 * 2**20  # of similarities, or of their sort keys: the memory bound of a search
+MAX_BLOCK = 256
 LOW_WORD = 2**32 - 1
 
 
@@ -74,7 +76,7 @@ def retrieval(
         labels: (N,) identity of each row: numbers or strings.
         gallery: (G, E) embeddings and (G,) labels to search instead of the other rows of `embeddings`;
             it must not hold the probes themselves.
-        chunk: most probes at a time, fewer where their similarities would pass about 200 MB.
+        chunk: most probes at a time, fewer where their similarities would pass 448 MiB.
 
     Returns:
         One entry for each row that has a mate in the gallery.
@@ -92,25 +94,19 @@ def retrieval(
     if len(rows) == 0:
         raise ValueError("no picture has another one of the same person: nothing can be retrieved")
     rows = rows[np.argsort(mates[rows], kind="stable")]
-    out = np.empty((4, len(codes)))
-    for part in _parts(mates[rows], len(gallery_rows), chunk):
-        picked = rows[part]
-        width = int(mates[picked].max())
-        own = torch.from_numpy(picked).to(probes.device) if alone else None
-        similarity = similarities(probes[picked], gallery_rows, own)
-        found = top(similarity, width).cpu().numpy()
-        same = gallery_codes[found] == codes[picked, None]
-        out[0, picked] = found[:, 0]
-        out[1:, picked] = _score(same, mates[picked])
+    nearest, scores = np.empty(len(codes), dtype=np.int64), np.empty((3, len(codes)))
+    for part, found in _search(probes, gallery_rows, rows, mates[rows], chunk, alone):
+        same = gallery_codes[found] == codes[part, None]
+        nearest[part], scores[:, part] = found[:, 0], _score(same, mates[part])
     rows = np.sort(rows)
     return Retrieval(
         probe=rows,
         identity=np.asarray(labels)[rows],
         mates=mates[rows],
-        nearest=out[0, rows].astype(np.int64),
-        recall_at_1=out[1, rows],
-        r_precision=out[2, rows],
-        average_precision_at_r=out[3, rows],
+        nearest=nearest[rows],
+        recall_at_1=scores[0, rows],
+        r_precision=scores[1, rows],
+        average_precision_at_r=scores[2, rows],
     )
 
 
@@ -145,32 +141,20 @@ def top(similarity: Tensor, width: int) -> Tensor:
     ties by the lower block, hold the `width` best entries, and only those are sorted.
 
     Args:
-        similarity: (P, G) float32, contiguous.
+        similarity: (P, G) float32, contiguous; G a multiple of MAX_BLOCK.
         width: 1 to G.
 
     Returns:
         (P, width) int64.
     """
-    rows, columns = similarity.shape
-    block = _block(width, columns)
+    block = _block(width, similarity.shape[1])
     if block == 1:
-        return _top_of_keys(_keys(similarity), width)
-    whole = columns // block * block
-    blocks = similarity[:, :whole].unflatten(1, (-1, block))
-    best = _top_of_keys(_keys(blocks.amax(2)), width)
-    inside = torch.arange(block, device=similarity.device)
-    column = (best[:, :, None] * block + inside).flatten(1)
-    tail = torch.arange(whole, columns, device=similarity.device).expand(rows, -1)
-    column = torch.cat([column, tail], 1)
-    return column.gather(1, _top_of_keys(_keys(similarity.gather(1, column), column), width))
-
-
-def similarities(probes: Tensor, gallery: Tensor, own: Tensor | None = None) -> Tensor:
-    """(P, E) and (G, E) unit rows → (P, G) cosine similarity; -inf at each probe's own column, if any."""
-    similarity = probes @ gallery.T
-    if own is not None:
-        similarity.scatter_(1, own[:, None], -torch.inf)
-    return similarity
+        return _first(similarity, width)
+    blocks = similarity.unflatten(1, (-1, block))
+    best = _first(blocks.amax(2), width).sort(1).values  # in column order, for the ties
+    inside = blocks.gather(1, best[:, :, None].expand(-1, -1, block)).flatten(1)
+    place = _first(inside, width)
+    return best.gather(1, place // block) * block + place % block
 
 
 def unit(embeddings: Tensor | np.ndarray) -> Tensor:
@@ -190,6 +174,35 @@ def _codes(labels: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndar
     return codes[: len(probe_labels)], codes[len(probe_labels) :]
 
 
+def _search(
+    probes: Tensor, gallery: Tensor, rows: np.ndarray, widths: np.ndarray, chunk: int, alone: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Neighbours of the probes in `rows`, chunk by chunk.
+
+    Args:
+        probes: (N, E) unit rows.
+        gallery: (G, E) unit rows; the probes themselves if `alone`, and then no probe finds itself.
+        rows: (P,) probes to search for, in ascending order of `widths`.
+        widths: (P,) how many neighbours each needs.
+        chunk: most probes at a time.
+        alone: whether gallery row i is probe i.
+
+    Yields:
+        (C,) rows of a chunk and (C, K) gallery rows, nearest first, K its largest width.
+    """
+    count = len(gallery)
+    gallery = torch.nn.functional.pad(gallery, (0, 0, 0, -count % MAX_BLOCK))
+    parts = _parts(widths, len(gallery), chunk)
+    room = gallery.new_empty(max(part.stop - part.start for part in parts), len(gallery))
+    for part in parts:
+        picked = torch.from_numpy(rows[part]).to(probes.device)
+        similarity = torch.mm(probes[picked], gallery.T, out=room[: len(picked)])
+        similarity[:, count:] = -torch.inf
+        if alone:
+            similarity.scatter_(1, picked[:, None], -torch.inf)
+        yield rows[part], top(similarity, int(widths[part].max())).cpu().numpy()
+
+
 def _parts(mates: np.ndarray, columns: int, chunk: int) -> list[slice]:
     """Runs of probes, sorted by R, that are searched together, so that no step passes CHUNK_BYTES."""
     parts, start = [], 0
@@ -205,27 +218,22 @@ def _parts(mates: np.ndarray, columns: int, chunk: int) -> list[slice]:
 def _bytes(width: int, columns: int) -> int:
     """Bytes that the largest step of `top` takes for one probe."""
     block = _block(width, columns)
-    keys = columns if block == 1 else width * block + columns // block
+    keys = columns if block == 1 else max(width * block, columns // block)
     return max(4 * columns, 16 * keys)
 
 
 def _block(width: int, columns: int) -> int:
     """Columns in a block: the power of two near which reading blocks costs as much as reading in them."""
-    block = 2 ** round(float(np.log2(max(columns / width, 1))) / 2)
-    return int(block) if block >= 4 and columns // block >= width else 1
+    block = 2 ** max(0, round(float(np.log2(columns / width)) / 2))
+    return min(block, MAX_BLOCK) if block >= 4 else 1
 
 
-def _keys(values: Tensor, column: Tensor | None = None) -> Tensor:
-    """(P, K) float32 → int64 that sorts by value, then by lower column (by position if not given)."""
+def _first(values: Tensor, width: int) -> Tensor:
+    """(P, K) float32 → (P, width) positions of the largest, largest first, ties by the lower position."""
     bits = (values + 0.0).view(torch.int32)  # + 0.0 makes -0.0 and 0.0 one
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() << 32
-    if column is None:
-        column = torch.arange(values.shape[1], device=values.device)
-    return ordered | (LOW_WORD - column)
-
-
-def _top_of_keys(keys: Tensor, width: int) -> Tensor:
-    """(P, K) distinct keys → (P, width) positions of the largest, largest first."""
+    bits ^= (bits >> 31) & 0x7FFFFFFF  # now they sort as integers in the order of the floats
+    keys = bits.long().bitwise_left_shift_(32)
+    keys |= LOW_WORD - torch.arange(values.shape[1], device=values.device)
     return keys.topk(width, dim=1).indices
 
 

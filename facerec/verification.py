@@ -34,6 +34,7 @@ class RateAtFar:
         tar: share of genuine pairs accepted; NaN where not measurable.
         true_accepts, false_accepts: pairs accepted at the threshold.
         genuine, impostor: pairs there are.
+        of: what the false accepts are counted in.
     """
 
     far: float
@@ -43,6 +44,7 @@ class RateAtFar:
     false_accepts: int
     genuine: int
     impostor: int
+    of: str = "impostor pairs"
 
     @property
     def measurable(self) -> bool:
@@ -50,7 +52,7 @@ class RateAtFar:
 
     def __str__(self) -> str:
         if not self.measurable:
-            return f"not measurable: {self.impostor:,} impostor pairs"
+            return f"not measurable: {self.impostor:,} {self.of}"
         return f"{self.tar:.4f}"
 
 
@@ -121,18 +123,15 @@ class Verification:
         accepted = int(np.searchsorted(-self.thresholds, -threshold, side="right"))
         return self._accepts(accepted)
 
-    def right(self, threshold: float) -> int:
-        """Pairs decided rightly at a threshold."""
-        true_accepts, false_accepts = self.counts(threshold)
-        return true_accepts + self.impostor - false_accepts
-
     def accuracy(self, threshold: float) -> float:
         """Share of pairs decided rightly at a threshold."""
-        return self.right(threshold) / (self.genuine + self.impostor)
+        true_accepts, false_accepts = self.counts(threshold)
+        right = true_accepts + self.impostor - false_accepts
+        return right / (self.genuine + self.impostor)
 
     def tar_at_far(self, far: float) -> RateAtFar:
         """True accept rate at the lowest threshold whose false accept rate is not above `far`."""
-        allowed = int(np.floor(far * self.impostor + 1e-9))
+        allowed = int(far * self.impostor + 1e-9)
         accepted = int(np.searchsorted(self.false_accepts, allowed, side="right"))
         true_accepts, false_accepts = self._accepts(accepted)
         tar = true_accepts / self.genuine if measurable(far, self.impostor) else float("nan")
@@ -182,6 +181,56 @@ def verification(similarity: np.ndarray | Tensor, same: np.ndarray | Tensor) -> 
     last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
     true_accepts = np.cumsum(genuine, dtype=np.int64)[last]
     return Verification(scores[last], true_accepts, last + 1 - true_accepts)
+
+
+@dataclass(frozen=True)
+class TenFold:
+    """LFW View 2: each fold decided with the threshold that is best for the others.
+
+    Attributes:
+        accuracy: (F,) share of right decisions in each fold.
+        threshold: (F,) threshold used in each fold.
+    """
+
+    accuracy: np.ndarray
+    threshold: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        return float(self.accuracy.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean: the folds' standard deviation (F - 1 below) over the root of F."""
+        return float(self.accuracy.std(ddof=1) / np.sqrt(len(self.accuracy)))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ± {self.standard_error:.4f}"
+
+
+def ten_fold(
+    similarity: np.ndarray | Tensor, same: np.ndarray | Tensor, fold: np.ndarray
+) -> TenFold:
+    """Accuracy in folds, after Huang et al., "Labeled Faces in the Wild" (2007), section V.
+
+    Args:
+        similarity: (P,) cosine similarity.
+        same: (P,) bool, True for one person.
+        fold: (P,) the fold of each pair; LFW has ten of 300 + 300 pairs.
+
+    Raises:
+        ValueError: if there are fewer than two folds, or a fold's others lack a kind of pair.
+    """
+    scores, genuine = _pairs(similarity, same)
+    folds = np.unique(fold)
+    if len(folds) < 2 or len(fold) != len(scores):
+        raise ValueError(f"fold must give each of {len(scores)} pairs one of two or more folds")
+    accuracy, threshold = np.empty((2, len(folds)))
+    for i, held in enumerate(folds):
+        out = np.asarray(fold) == held
+        threshold[i] = verification(scores[~out], genuine[~out]).best_threshold
+        accuracy[i] = np.mean((scores[out] >= threshold[i]) == genuine[out])
+    return TenFold(accuracy, threshold)
 
 
 def all_pairs(embeddings: Tensor | np.ndarray, labels: np.ndarray) -> Verification:
