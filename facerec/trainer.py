@@ -236,7 +236,7 @@ class Trainer:
         row = {
             "epoch": epoch + 1,
             "train/loss": self.sums["loss"] / self.steps_per_epoch,
-            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/lr": learning_rate(self.step - 1, self.steps_per_epoch, self.settings),
             "train/triplets": self.sums["triplets"] / self.steps_per_epoch,
             "train/images_per_second": pictures / seconds if seconds else 0.0,
         }

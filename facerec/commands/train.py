@@ -16,17 +16,18 @@ from facerec import plots
 from facerec.calibration import calibration
 from facerec.checkpoint import Checkpoints
 from facerec.data.align import AlignSettings
-from facerec.data.pictures import color_histogram, raw_pixels
+from facerec.data.demo import color_histogram, raw_pixels
 from facerec.data.store import DataSettings, Store, open_store
 from facerec.interrupt import Stopped, stop_softly
 from facerec.metrics import retrieval
 from facerec.model.network import NetworkSettings, build_network, check_sizes, parameter_count
 from facerec.model.scan import resolve_backend
-from facerec.model_folder import model_card, provenance, write_model
+from facerec.model_folder import write_model
 from facerec.objective import Objective, ObjectiveSettings, check_objective
 from facerec.page import write_html
+from facerec.provenance import model_card, provenance
 from facerec.registry import log_model
-from facerec.settings import InputError, as_params, one_line
+from facerec.settings import InputError, one_line
 from facerec.tracking import Run, TrackingSettings, reach_tracking, track
 from facerec.trainer import Trainer, TrainingSettings, embed_pictures, resolve_device
 
@@ -177,7 +178,7 @@ def conclude(
     best = max(trainer.history, key=lambda row: row["val/map_at_r"], default={"epoch": 0})
     mlflow_run.tag({"best.epoch": int(best["epoch"])})
     figures = {name: value for name, value in best.items() if name.startswith("val/")}
-    made_from = provenance(store, as_params(settings))
+    made_from = provenance(store, settings, run_id=mlflow_run.id)
     write_model(
         folder / "model",
         network.cpu(),
