@@ -7,66 +7,75 @@ Outputs for Support Vector Machines" (1999), under equal odds of one person and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from torch import Tensor
 
-from facerec.verification import FARS, Verification
+from facerec.metrics import unit
+from facerec.settings import InputError
+from facerec.verification import FARS, RateAtFar, Verification, all_pairs
 
 
-def calibration(pairs: Verification, fars: tuple[float, ...] = FARS) -> dict:
-    """What goes into calibration.json.
+def calibration(
+    embeddings: Tensor | np.ndarray, labels: np.ndarray, fars: tuple[float, ...] = FARS
+) -> dict[str, Any]:
+    """What goes into calibration.json, from all pairs of pictures of validation people.
 
     Args:
-        pairs: the curve of pairs of validation people, as from `all_pairs`.
+        embeddings: (N, E) float.
+        labels: (N,) identities.
         fars: false accept rates, each in (0, 1).
 
     Returns:
         Plain numbers. `genuine`, `impostor`: pairs there were. `thresholds`: for each FAR `far`,
         `threshold`, `tar` (None where not measurable), `false_accepts`, `measurable`.
         `probability`: `slope`, `intercept`, `prior` of the logistic curve.
+
+    Raises:
+        ValueError: if there are no pairs of one person, or none of two.
     """
-    rates = [pairs.tar_at_far(far) for far in fars]
+    pairs = all_pairs(unit(embeddings), labels)
     slope, intercept = platt(pairs)
     return {
         "genuine": pairs.genuine,
         "impostor": pairs.impostor,
-        "thresholds": [
-            {
-                "far": rate.far,
-                "threshold": rate.threshold,
-                "tar": rate.tar if rate.measurable else None,
-                "false_accepts": rate.false_accepts,
-                "measurable": rate.measurable,
-            }
-            for rate in rates
-        ],
+        "thresholds": [_entry(pairs.tar_at_far(far)) for far in fars],
         "probability": {"slope": slope, "intercept": intercept, "prior": 0.5},
     }
 
 
-def threshold_at(calibrated: dict, far: float) -> float:
-    """Similarity at or above which two pictures count as one person, at this false accept rate.
+def threshold_at(calibration: Mapping[str, Any], far: float) -> tuple[float, int]:
+    """Lowest similarity that counts as one person at a false accept rate, and the impostor pairs behind it.
+
+    Args:
+        calibration: what `calibration` returned.
 
     Raises:
-        ValueError: if that rate was not calibrated, or too few pairs stood behind it.
+        InputError: if that rate was not calibrated, or too few pairs stood behind it.
     """
-    known = {entry["far"]: entry for entry in calibrated["thresholds"]}
-    entry = next((known[key] for key in known if np.isclose(key, far, rtol=1e-6)), None)
+    known = {entry["far"]: entry for entry in calibration.get("thresholds", [])}
+    entry = next((known[key] for key in known if np.isclose(key, far, rtol=1e-6, atol=0)), None)
     usable = ", ".join(f"{key:g}" for key in known if known[key]["measurable"]) or "none"
     if entry is None:
-        raise ValueError(f"no threshold for FAR {far:g}; this model has: {usable}")
+        raise InputError(f"far={far:g}: the model has no threshold for it; it has: {usable}")
     if not entry["measurable"]:
-        raise ValueError(
-            f"FAR {far:g} is not measurable with the {calibrated['impostor']:,} impostor pairs "
-            f"behind this model; measurable: {usable}"
+        raise InputError(
+            f"far={far:g} is not measurable: {calibration['impostor']:,} impostor pairs "
+            f"stand behind the model's thresholds; measurable: {usable}"
         )
-    return entry["threshold"]
+    return entry["threshold"], calibration["impostor"]
 
 
-def probability(similarity: np.ndarray | float, calibrated: dict) -> np.ndarray:
-    """Chance in (0, 1) that a pair shows one person, if half of all pairs did."""
-    curve = calibrated["probability"]
-    return 1 / (1 + np.exp(-(curve["slope"] * np.asarray(similarity) + curve["intercept"])))
+def probability(calibration: Mapping[str, Any], similarity: float) -> float | None:
+    """Chance in [0, 1] that a pair shows one person if half of all pairs did; None without a curve."""
+    curve = calibration.get("probability")
+    if curve is None:
+        return None
+    odds = np.clip(curve["slope"] * similarity + curve["intercept"], -500, 500)
+    return float(1 / (1 + np.exp(-odds)))
 
 
 def platt(pairs: Verification) -> tuple[float, float]:
@@ -83,6 +92,16 @@ def platt(pairs: Verification) -> tuple[float, float]:
     y = np.repeat([1, 0], len(pairs.thresholds))
     weight = (
         np.concatenate([one, two]) * 1e3
-    )  # of order 1e3, so that the penalty 1 / C does not count
-    model = LogisticRegression(C=1e6, tol=1e-8, max_iter=1000).fit(x, y, sample_weight=weight)
-    return float(model.coef_[0, 0]), float(model.intercept_[0])
+    )  # large against the penalty 1 / C, which is not wanted
+    fit = LogisticRegression(C=1e6, tol=1e-8, max_iter=1000).fit(x, y, sample_weight=weight)
+    return float(fit.coef_[0, 0]), float(fit.intercept_[0])
+
+
+def _entry(rate: RateAtFar) -> dict[str, Any]:
+    return {
+        "far": rate.far,
+        "threshold": rate.threshold,
+        "tar": rate.tar if rate.measurable else None,
+        "false_accepts": rate.false_accepts,
+        "measurable": rate.measurable,
+    }
