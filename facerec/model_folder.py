@@ -202,7 +202,7 @@ def read_model(folder: Path | str) -> LoadedModel:
     if not folder.is_dir():
         where = "" if folder.is_absolute() else f" in {Path.cwd()}"
         raise InputError(f"model folder {folder}: there is no such folder{where}")
-    config = _read_config(folder)
+    config = read_config(folder)
     content = {}
     for name in (CALIBRATION, PROVENANCE):
         content[name] = _parse(folder, name, _checked(folder, name, MAX_BYTES[name], config))
@@ -238,7 +238,12 @@ def read_bytes(folder: Path, name: str, limit: int) -> bytes:
         raise InputError(f"{folder}: {name} cannot be read: {reason}") from None
 
 
-def _read_config(folder: Path) -> ModelConfig:
+def read_config(folder: Path) -> ModelConfig:
+    """config.json of a model folder; the scan back end in it is `auto`.
+
+    Raises:
+        InputError: missing, no JSON, unknown keys or values out of range, or of another format.
+    """
     values = _parse(folder, CONFIG, read_bytes(folder, CONFIG, MAX_BYTES[CONFIG]))
     where = f"{folder / CONFIG}"
     version = values.get("format")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from facerec.data.splits import fold_name
@@ -19,14 +20,17 @@ if TYPE_CHECKING:
     from facerec.data.store import Store
 
 PARTS = ("train", "val")
+PATHS = ("data", "cache", "output")  # settings whose folders are nobody's business
 
 
-def provenance(store: Store, settings: Settings, **facts: Any) -> dict[str, Any]:
+def provenance(
+    store: Store, settings: Settings | Mapping[str, str], **facts: Any
+) -> dict[str, Any]:
     """What a training saw, to be kept with the model.
 
     Args:
         store: the data; its train part was learnt from, its val part was tuned on.
-        settings: the recipe.
+        settings: the recipe; of paths in it only the last part is kept.
         facts: more of it, as JSON holds it: `run_id`, `git_commit`, `initial_model` ...
 
     Returns:
@@ -45,8 +49,10 @@ def provenance(store: Store, settings: Settings, **facts: Any) -> dict[str, Any]
             "people_hashes": _hashes(salt, names),
             "picture_hashes": _hashes(salt, pictures),
         }
+    recipe = as_params(settings) if isinstance(settings, Settings) else dict(settings)
+    recipe |= {name: Path(recipe[name]).name for name in PATHS if name in recipe}
     data = {"name": store.name, "digest": store.digest}
-    return {"salt": salt, "data": data, "recipe": as_params(settings), **parts, **facts}
+    return {"salt": salt, "data": data, "recipe": recipe, **parts, **facts}
 
 
 def met(
@@ -91,7 +97,7 @@ def model_card(
         figures: validation figures by name, as they stand in MLflow.
         provenance: what `provenance` returned.
     """
-    recipe, data = as_params(settings), provenance["data"]
+    recipe, data = {**as_params(settings), **provenance["recipe"]}, provenance["data"]
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(figures.items()))
     knobs = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())
     seen = "\n".join(

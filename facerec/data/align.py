@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
+from facerec.data.pictures import to_face
 from facerec.settings import Settings
 
 
@@ -24,3 +26,17 @@ class AlignSettings(Settings):
         "none",
         description="Bring faces into place by their eyes, nose and mouth (pip install 'facerec[align]'), or not.",
     )
+
+
+def face(picture: np.ndarray, settings: AlignSettings, choice: str = "largest") -> np.ndarray:
+    """What the network sees of a picture.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        settings: AlignSettings with `image_size` and `crop`.
+        choice: which face, where several are found; see `CHOICES`.
+
+    Returns:
+        (image_size, image_size, 3) uint8, contiguous.
+    """
+    return to_face(picture, settings.image_size, settings.crop)

@@ -1,0 +1,334 @@
+"""FaceEmbedder: pictures → embeddings → "the same person?". The object that an application loads.
+
+    embedder = FaceEmbedder.load("models:/facerec@champion")
+    embedder.same_person("one.jpg", "two.jpg")
+
+MLflow is imported only where the source is a `runs:/` or `models:/` URI, and then only to fetch the files: no code
+of the model is run. One object may be used by many threads.
+
+Axes: N pictures, E embedding, G gallery.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import torch
+from PIL import Image
+
+from facerec.data.align import face
+from facerec.data.batches import to_input
+from facerec.data.pictures import MIN_SIDE, PictureError, decode
+from facerec.gallery import Gallery, Match, gallery_files
+from facerec.model_folder import LoadedModel, read_model
+from facerec.settings import InputError, one_line
+from facerec.verdict import Comparison, judge
+
+Picture = Union[str, "PathLike[str]", bytes, Image.Image, np.ndarray]
+
+BATCH = 64
+SHIPPED = ("pretrained", "pretrained-lfw")
+URIS = ("runs:/", "models:/")
+MODEL_FOLDER = "artifacts/face_model"  # where registry.py puts it within the MLflow model
+
+
+class FaceEmbedder:
+    """A trained network with everything around it. Made by `load`.
+
+    Attributes:
+        config: picture size, crop, alignment and network.
+        calibration, provenance: as in the model folder.
+        device: where the network is.
+    """
+
+    def __init__(self, model: LoadedModel, device: torch.device) -> None:
+        self.config, self.calibration, self.provenance = model[1:]
+        self.device = device
+        self._network = model.network.to(device)
+
+    @classmethod
+    def load(cls, source: str | PathLike[str], device: str = "auto") -> FaceEmbedder:
+        """Load a model.
+
+        Args:
+            source: a model folder, `runs:/RUN_ID/model`, `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or one of the
+                shipped `pretrained` and `pretrained-lfw`. A folder of that name is written `./pretrained`.
+            device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:1`; whatever it was trained on.
+
+        Raises:
+            InputError: nothing there, not a whole model, or no such device.
+        """
+        where, text = _device(device), str(source)
+        if text.startswith(URIS):
+            with tempfile.TemporaryDirectory(prefix="facerec-") as folder:
+                return cls(read_model(_fetch(text, folder)), where)
+        if "://" in text:
+            raise InputError(
+                f"model {text} is a URL: give a folder, runs:/ID/model or models:/NAME@ALIAS"
+            )
+        if text in SHIPPED:
+            return cls(read_model(_shipped(text)), where)
+        return cls(read_model(Path(source).expanduser()), where)
+
+    def embed(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        flip: bool = False,
+        align: str = "auto",
+        choice: str = "largest",
+        batch_size: int = BATCH,
+    ) -> np.ndarray:
+        """Embeddings of pictures.
+
+        Args:
+            images: one picture or several, of mixed kinds: a path, the bytes of a picture file, a PIL image, or a
+                (H, W, 3) uint8 RGB array.
+            flip: average with the mirrored picture's embedding; twice the time.
+            align: `auto` brings faces into place as in training, `none` where that has been done already.
+            choice: which face, where several are found: `largest`, `central`, or `only` to refuse.
+            batch_size: pictures at a time.
+
+        Returns:
+            (N, E) float32, unit length.
+
+        Raises:
+            InputError: a picture cannot be used, and which; or an unknown `align` or `choice`.
+        """
+        pictures = [images] if _is_picture(images) else list(images)
+        settings = self._settings(align)
+        rows = [np.empty((0, self.config.network.embedding_dim), np.float32)]
+        for start in range(0, len(pictures), max(1, batch_size)):
+            part = enumerate(pictures[start : start + max(1, batch_size)], start)
+            faces = [_face(picture, label(picture, i), settings, choice) for i, picture in part]
+            rows.append(self.embed_faces(np.stack(faces), flip=flip))
+        return np.concatenate(rows)
+
+    def embed_faces(self, faces: np.ndarray, *, flip: bool = False) -> np.ndarray:
+        """Embeddings of faces that are cut out already.
+
+        Args:
+            faces: (N, image_size, image_size, 3) uint8 RGB.
+
+        Returns:
+            (N, E) float32, unit length.
+        """
+        with torch.inference_mode():
+            batch = to_input(torch.from_numpy(faces).to(self.device))
+            embeddings = self._network(batch)
+            if flip:
+                both = embeddings + self._network(batch.flip(3))
+                embeddings = torch.nn.functional.normalize(both, dim=-1)
+        return embeddings.cpu().numpy()
+
+    def similarity(self, a: Picture, b: Picture, **how: Any) -> float:
+        """Cosine similarity of two pictures, in [-1, 1]; `how` as in `embed`."""
+        return cosine(*self.embed([a, b], **how))
+
+    def same_person(self, a: Picture, b: Picture, far: float = 1e-3, **how: Any) -> bool:
+        """Whether two pictures show one person, at the false accept rate `far`; `how` as in `embed`.
+
+        Raises:
+            InputError: a picture cannot be used, or the model has no threshold for `far`.
+        """
+        return self.compare(a, b, far, **how).same_person
+
+    def compare(self, a: Picture, b: Picture, far: float = 1e-3, **how: Any) -> Comparison:
+        """Similarity, probability and verdict of two pictures.
+
+        Args:
+            far: accepted share of pairs of two people, in (0, 1).
+            how: as in `embed`.
+
+        Raises:
+            InputError: a picture cannot be used, or the model has no threshold for `far`.
+        """
+        self.judge(0.0, far)  # an impossible FAR is told before any work
+        return self.judge(self.similarity(a, b, **how), far)
+
+    def judge(self, similarity: float, far: float = 1e-3) -> Comparison:
+        """The verdict on a similarity, see `compare`."""
+        return judge(self.calibration, similarity, far)
+
+    def gallery(
+        self, people: str | PathLike[str] | Mapping[str, Picture | Sequence[Picture]], **how: Any
+    ) -> Gallery:
+        """Embed known people once, for many calls of `identify`.
+
+        Args:
+            people: name → picture or pictures; or a folder, with a folder per person or a picture per person.
+            how: as in `embed`.
+
+        Raises:
+            InputError: no usable picture; of a mapping, any that cannot be used.
+        """
+        if isinstance(people, Mapping):
+            named = [
+                (str(n), p) for n, ps in people.items() for p in ([ps] if _is_picture(ps) else ps)
+            ]
+            if not named:
+                raise InputError("the gallery is empty")
+            labels = tuple(label(p, i) for i, (_, p) in enumerate(named))
+            embeddings = self.embed([p for _, p in named], **how)
+            return Gallery(tuple(n for n, _ in named), labels, embeddings)
+        return self._gallery_folder(Path(people).expanduser(), **how)
+
+    def identify(
+        self,
+        probe: Picture,
+        gallery: Gallery | str | PathLike[str] | Mapping[str, Picture | Sequence[Picture]],
+        top: int = 5,
+        **how: Any,
+    ) -> list[Match]:
+        """The people of a gallery who look most like the probe, best first, at most `top`.
+
+        Args:
+            gallery: what `gallery` returned, or takes.
+            how: as in `embed`.
+        """
+        known = gallery if isinstance(gallery, Gallery) else self.gallery(gallery, **how)
+        return known.search(self.embed(probe, **how)[0], top)
+
+    def _gallery_folder(self, folder: Path, **how: Any) -> Gallery:
+        """As many pictures of the folder as can be used; the others are named in `skipped`."""
+        names, labels, rows, skipped = [], [], [], []
+        for name, path in gallery_files(folder):
+            try:
+                rows.append(self.embed(path, **how))
+            except PictureError as error:
+                skipped.append((str(path), str(error)))
+            else:
+                names.append(name)
+                labels.append(str(path))
+        if not rows:
+            lost = f"; the first of {len(skipped)}: {skipped[0][1]}" if skipped else ""
+            raise InputError(f"gallery {folder}: no usable picture in it{lost}")
+        return Gallery(tuple(names), tuple(labels), np.concatenate(rows), tuple(skipped))
+
+    def _settings(self, align: str) -> Any:
+        if align not in ("auto", "none", self.config.align):
+            known = f"'auto' or 'none'; the model was trained with align {self.config.align}"
+            raise InputError(f"align={align!r} is unknown: {known}")
+        return self.config if align == "auto" else self.config.model_copy(update={"align": align})
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Similarity of two unit vectors, in [-1, 1]."""
+    return float(np.clip(a @ b, -1, 1))
+
+
+def label(picture: Picture, index: int) -> str:
+    """What to call a picture in a message: its path, or its place."""
+    if isinstance(picture, (str, PathLike)):
+        return str(picture)[:200]
+    return f"picture {index + 1}"
+
+
+def _is_picture(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim != 4
+    return isinstance(value, (str, PathLike, bytes, bytearray, Image.Image))
+
+
+def _face(picture: Picture, name: str, settings: Any, choice: str) -> np.ndarray:
+    """(S, S, 3) uint8: what the network sees of a picture."""
+    try:
+        return face(_pixels(picture), settings, choice)
+    except PictureError as error:
+        raise PictureError(f"{name}: {error}") from None
+
+
+def _pixels(picture: Picture) -> np.ndarray:
+    if isinstance(picture, (str, PathLike)):
+        return decode(Path(picture).expanduser() if "://" not in str(picture) else Path(picture))
+    if isinstance(picture, (bytes, bytearray)):
+        return decode(bytes(picture))
+    if isinstance(picture, Image.Image):
+        return _from_pil(picture)
+    if not isinstance(picture, np.ndarray):
+        kind = type(picture).__name__
+        raise PictureError(f"a {kind}, where a path, bytes, PIL image or uint8 array is due")
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise PictureError(
+            f"an array {picture.shape} {picture.dtype}, where (H, W, 3) uint8 is due"
+        )
+    if min(picture.shape[:2]) < MIN_SIDE:
+        raise PictureError(
+            f"too small: {picture.shape[1]} x {picture.shape[0]}, a side must be {MIN_SIDE} or more"
+        )
+    return picture
+
+
+def _from_pil(image: Image.Image) -> np.ndarray:
+    """Through the same door as a file, so that modes, alpha and EXIF rotation are treated alike."""
+    file = io.BytesIO()
+    try:
+        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"):
+            image = image.convert("RGB")
+        image.save(file, "PNG", compress_level=0, exif=image.getexif())
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PictureError(f"damaged: {one_line(error)[:120]}") from None
+    return decode(file.getvalue())
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"device={name}: auto, cpu, cuda or cuda:N is due")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device={name}: {torch.cuda.device_count()} CUDA devices are here; use auto or cpu"
+        )
+    return device
+
+
+def _shipped(name: str) -> Path:
+    """Folder of a model that comes with the package."""
+    folder = Path(__file__).parent / "weights" / name
+    if not folder.is_dir():
+        raise InputError(
+            f"model {name} did not come with this package; train one with `facerec train`"
+        )
+    return folder
+
+
+@contextmanager
+def no_artifact_bars() -> Iterator[None]:
+    """MLflow draws no progress bars for small files."""
+    name = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+    before = os.environ.setdefault(name, "false")
+    try:
+        yield
+    finally:
+        if before == "false":
+            os.environ.pop(name, None)
+
+
+def _fetch(uri: str, folder: str) -> Path:
+    """Download the model folder of a model in MLflow into `folder`; its code is neither fetched nor run."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    artifact = f"{uri.rstrip('/')}/{MODEL_FOLDER}"
+    try:
+        with no_artifact_bars():
+            path = mlflow.artifacts.download_artifacts(artifact, dst_path=folder)
+    except (MlflowException, OSError) as error:
+        tracking = mlflow.get_tracking_uri()
+        raise InputError(
+            f"model {uri} cannot be fetched from {tracking}: {one_line(error)[:300]}"
+        ) from None
+    return Path(path)

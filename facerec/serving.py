@@ -1,0 +1,117 @@
+"""The model as MLflow runs it: a models-from-code file, logged by registry.py with the package beside it.
+
+A frame with a column `image` gives embeddings, one with `image_a` and `image_b` gives verdicts. Within a process
+an image is a path or the bytes of a picture file; behind an HTTP server it is base64 and nothing else, so that no
+request can read the server's files.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+from facerec.embedder import FaceEmbedder
+from facerec.settings import InputError
+
+MAX_ROWS = 1024
+AT_ONCE = 2  # requests that decode and compute at the same time; more would only share cores and add memory
+# Any of these says that requests come from outside; who serves in another way sets FACEREC_SERVING=1.
+SERVER_VARIABLES = ("FACEREC_SERVING", "_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "__pyfunc_model_path__")
+SERVER_MODULES = ("mlflow.pyfunc.scoring_server.app", "mlserver", "mlserver_mlflow")
+
+
+class FaceModel(PythonModel):
+    """FaceEmbedder behind MLflow's predict."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the model folder, on CUDA where there is one, or on FACEREC_DEVICE."""
+        folder = context.artifacts["face_model"]
+        self._embedder = FaceEmbedder.load(folder, os.environ.get("FACEREC_DEVICE", "auto"))
+        self._turn = threading.BoundedSemaphore(AT_ONCE)
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> Any:
+        """Embeddings or verdicts.
+
+        Args:
+            model_input: DataFrame with `image`, or with `image_a` and `image_b`; up to 1024 rows.
+            params: `far`, the false accept rate of a verdict; `align`, `auto` or `none`; `choice` of the face.
+
+        Returns:
+            (N, E) float32 for `image`; a DataFrame of similarity, probability, same_person for pairs.
+
+        Raises:
+            MlflowException: INVALID_PARAMETER_VALUE, with one sentence.
+        """
+        try:
+            with self._turn:
+                return self._predict(model_input, params or {})
+        except InputError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+    def _predict(self, frame: Any, params: dict[str, Any]) -> Any:
+        how = {name: params[name] for name in ("align", "choice") if params.get(name) is not None}
+        columns = _columns(frame)
+        if len(columns) == 1:
+            return self._embedder.embed(_pictures(columns[0]), **how)
+        far = float(params.get("far") or 1e-3)
+        self._embedder.judge(0.0, far)  # an impossible FAR is told before any work
+        a, b = (self._embedder.embed(_pictures(column), **how) for column in columns)
+        verdicts = [self._embedder.judge(float(s), far) for s in np.clip((a * b).sum(1), -1, 1)]
+        names = ("similarity", "probability", "same_person")
+        return pd.DataFrame({name: [getattr(v, name) for v in verdicts] for name in names})
+
+
+def _columns(frame: Any) -> list[pd.Series]:
+    """The one column `image`, or the two of a pair."""
+    if not isinstance(frame, pd.DataFrame):
+        raise InputError("a table is due, with a column image, or with image_a and image_b")
+    given = [n for n in ("image", "image_a", "image_b") if n in frame and not frame[n].isna().all()]
+    if given not in (["image"], ["image_a", "image_b"]):
+        raise InputError(
+            "either a column image is due, or both of image_a and image_b; given: "
+            + ", ".join(map(str, frame.columns))[:200]
+        )
+    if not 0 < len(frame) <= MAX_ROWS:
+        raise InputError(f"{len(frame)} rows: between 1 and {MAX_ROWS} are taken at once")
+    return [frame[name] for name in given]
+
+
+def _pictures(column: pd.Series) -> list[Any]:
+    return [_picture(value, f"{column.name}, row {i}") for i, value in enumerate(column)]
+
+
+def _picture(value: Any, where: str) -> Any:
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value)
+    if not is_served() and isinstance(value, (str, os.PathLike)):
+        return value
+    if not isinstance(value, str):
+        raise InputError(f"{where}: a {type(value).__name__}, where a picture is due")
+    try:
+        return base64.b64decode(value.partition("base64,")[2] or value, validate=True)
+    except (binascii.Error, ValueError):
+        raise InputError(
+            f"{where}: no base64; a server takes the bytes of a picture file as base64 and no paths or URLs"
+        ) from None
+
+
+def is_served() -> bool:
+    """Whether predictions answer requests from outside this process."""
+    return any(
+        os.environ.get(name, "").lower() not in ("", "0", "false") for name in SERVER_VARIABLES
+    ) or any(name in sys.modules for name in SERVER_MODULES)
+
+
+set_model(FaceModel())
