@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from facerec import plots
 from facerec.calibration import calibration
@@ -123,7 +124,8 @@ def describe(mlflow_run: Run, trainer: Trainer, store: Store) -> None:
 
 def say(text: str) -> None:
     """A line on the console, in step with the progress bar."""
-    print(text, file=sys.stderr, flush=True)
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()
 
 
 def reference_lines(store: Store) -> dict[str, float]:
