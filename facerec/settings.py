@@ -88,12 +88,22 @@ def wanted(field: FieldInfo) -> str:
         text = "|".join(canonical(v) for v in get_args(kind))
     else:
         text = {bool: "true|false", int: "integer", float: "number"}.get(kind, "text")
+    return " ".join([text, *bounds(field)])
+
+
+def bounds(field: FieldInfo) -> list[str]:
+    """The range of a number in words: `["16 to 512", "multiple of 8"]`, `["> 0"]`."""
+    found = {
+        name: canonical(getattr(bound, name))
+        for bound in field.metadata
+        for name in ("ge", "gt", "le", "lt", "multiple_of")
+        if getattr(bound, name, None) is not None
+    }
+    words = []
+    if "ge" in found and "le" in found:
+        words.append(f"{found.pop('ge')} to {found.pop('le')}")
     symbols = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "multiple of"}
-    for bound in field.metadata:
-        for attribute, symbol in symbols.items():
-            if getattr(bound, attribute, None) is not None:
-                text += f" {symbol} {canonical(getattr(bound, attribute))}"
-    return text
+    return words + [f"{symbol} {found[name]}" for name, symbol in symbols.items() if name in found]
 
 
 def is_union(annotation: Any) -> bool:
@@ -240,19 +250,12 @@ def config_option() -> click.Option:
 def option(name: str, field: FieldInfo) -> click.Option:
     """The click option of one setting; pydantic validates it, so it is text here."""
     default = "required" if field.is_required() else canonical(field.default)
+    kind = wanted(field)
     return click.Option(
         ["--" + name.replace("_", "-"), name],
-        metavar=wanted(field).split(" ")[0].upper()
-        if "|" not in wanted(field)
-        else f"[{wanted(field)}]",
-        help=f"{field.description}  [{wanted_range(field)}{default}]",
+        metavar=f"[{kind}]" if "|" in kind else kind.split(" ")[0].upper(),
+        help=f"{field.description}  [{'; '.join([*bounds(field), default])}]",
     )
-
-
-def wanted_range(field: FieldInfo) -> str:
-    """`> 0; ` where a number has bounds, else nothing."""
-    text = wanted(field)
-    return text.split(" ", 1)[1] + "; " if " " in text and "|" not in text else ""
 
 
 def mlproject(entries: Mapping[str, tuple[type[Settings], str, str | None]]) -> str:
