@@ -8,6 +8,7 @@ Axes: N faces, E embedding size, K neighbours, H height, W width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,15 +17,6 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 CHUNK = 1024  # probes compared with everything at once: 1,024 x 100,000 similarities are 400 MB
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Cosine similarities of all pairs of distinct faces, as counts over equal bins of [-1, 1]."""
-
-    edges: np.ndarray  # (B + 1,)
-    genuine: np.ndarray  # (B,) int64
-    impostor: np.ndarray  # (B,) int64
 
 
 @dataclass(frozen=True)
@@ -47,8 +39,7 @@ def normalise(embeddings: np.ndarray) -> np.ndarray:
         raise ValueError(f"embeddings must be (N, E) with N >= 2, not {embeddings.shape}")
     if not np.isfinite(embeddings).all():
         raise ValueError("embeddings hold a number that is not finite")
-    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return embeddings / np.maximum(norms, 1e-12)
+    return unit_rows(embeddings)
 
 
 def sample_faces(labels: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
@@ -131,87 +122,52 @@ def neighbours(embeddings: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarr
     return index, np.clip(similarity, -1, 1)
 
 
-def pair_scores(
-    embeddings: np.ndarray, labels: np.ndarray, *, pairs: int = 12, bins: int = 2000
-) -> tuple[Scores, Pairs, Pairs]:
-    """Compare every two faces.
+def extreme_pairs(
+    embeddings: np.ndarray, labels: np.ndarray, count: int = 12
+) -> tuple[Pairs, Pairs]:
+    """The hardest genuine pairs and the most confusable impostor pairs.
 
     Args:
         embeddings: (N, E) of unit length.
         labels: (N,) identity of each face.
-        pairs: how many extreme pairs to keep; no face is in more than one of a list, so that one
-            bad photograph does not fill it.
-        bins: of the histogram over [-1, 1].
+        count: pairs to keep of either kind; no face is in two pairs of a kind, so that one bad
+            photograph does not fill the list.
 
     Returns:
-        The scores, the hardest genuine pairs (lowest similarity first), and the most confusable
-        impostor pairs (highest first).
+        Genuine pairs, the lowest similarity first, and impostor pairs, the highest first.
     """
     labels = np.asarray(labels)
-    counts = np.zeros((2, bins), dtype=np.int64)
-    extremes: list[list[np.ndarray]] = [[], []]
+    found: list[list[np.ndarray]] = [[], []]
     for start in range(0, len(embeddings) - 1, CHUNK):
         block = np.clip(embeddings[start : start + CHUNK] @ embeddings[start:].T, -1, 1)
         upper = np.triu(np.ones(block.shape, dtype=bool), k=1)
         same = labels[start : start + CHUNK, None] == labels[None, start:]
-        for kind, mask in enumerate((upper & same, upper & ~same)):
-            values = block[mask]
-            at = np.minimum(((values + 1) * (bins / 2)).astype(np.int64), bins - 1)
-            counts[kind] += np.bincount(at, minlength=bins)
-            extremes[kind].append(_extreme(block, mask, start, 16 * pairs, largest=kind == 1))
-    edges = np.linspace(-1, 1, bins + 1)
-    hardest = _distinct(np.concatenate(extremes[0], axis=1), pairs, largest=False)
-    confusable = _distinct(np.concatenate(extremes[1], axis=1), pairs, largest=True)
-    return Scores(edges, counts[0], counts[1]), hardest, confusable
+        found[0].append(_extreme(block, upper & same, start, 16 * count, sign=1))
+        found[1].append(_extreme(block, upper & ~same, start, 16 * count, sign=-1))
+    genuine, impostor = (np.concatenate(parts, axis=1) for parts in found)
+    return _distinct(genuine, count, sign=1), _distinct(impostor, count, sign=-1)
 
 
-def _extreme(
-    block: np.ndarray, mask: np.ndarray, start: int, keep: int, largest: bool
-) -> np.ndarray:
-    """(3, P): left, right and similarity of the most extreme entries of a block."""
+def _extreme(block: np.ndarray, mask: np.ndarray, start: int, keep: int, sign: int) -> np.ndarray:
+    """(3, P): left, right and similarity where sign * similarity is lowest among the masked."""
     rows, columns = np.nonzero(mask)
     values = block[rows, columns]
-    keep = min(keep, len(values))
-    order = np.argpartition(-values if largest else values, keep - 1)[:keep] if keep else []
-    return np.stack([rows[order] + start, columns[order] + start, values[order]]).astype(np.float64)
+    if keep < len(values):
+        order = np.argpartition(sign * values, keep)[:keep]
+        rows, columns, values = rows[order], columns[order], values[order]
+    return np.stack([rows + start, columns + start, values]).astype(np.float64)
 
 
-def _distinct(found: np.ndarray, pairs: int, largest: bool) -> Pairs:
-    order = np.argsort(-found[2] if largest else found[2], kind="stable")
+def _distinct(found: np.ndarray, count: int, sign: int) -> Pairs:
     used: set[int] = set()
-    chosen = []
-    for at in order:
+    chosen: list[int] = []
+    for at in np.argsort(sign * found[2], kind="stable"):
         ends = {int(found[0, at]), int(found[1, at])}
-        if len(chosen) < pairs and not ends & used:
+        if len(chosen) < count and not ends & used:
             used |= ends
             chosen.append(at)
     left, right, similarity = found[:, chosen]
     return Pairs(left.astype(np.int64), right.astype(np.int64), similarity)
-
-
-def scores_of_pairs(genuine: np.ndarray, impostor: np.ndarray, bins: int = 2000) -> Scores:
-    """Scores of given pairs, such as a protocol's fixed list, in the same form."""
-    edges = np.linspace(-1, 1, bins + 1)
-    counts = [
-        np.histogram(np.clip(np.asarray(values, dtype=np.float64), -1, 1), edges)[0]
-        for values in (genuine, impostor)
-    ]
-    return Scores(edges, *counts)
-
-
-def roc(scores: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """FAR, TAR and threshold at every edge, thresholds falling: accepted is similarity >= it.
-
-    Raises:
-        ValueError: if there is no genuine or no impostor pair.
-    """
-    if not scores.genuine.sum() or not scores.impostor.sum():
-        raise ValueError("a ROC needs at least one genuine and one impostor pair")
-    rates = []
-    for counts in (scores.impostor, scores.genuine):
-        accepted = np.concatenate([[0], np.cumsum(counts[::-1])])
-        rates.append(accepted / counts.sum())
-    return rates[0], rates[1], scores.edges[::-1]
 
 
 def occlusion_map(
@@ -223,7 +179,7 @@ def occlusion_map(
     mate: np.ndarray | None = None,
     batch: int = 64,
 ) -> np.ndarray:
-    """How much each place matters: the similarity lost when a grey patch covers it.
+    """How much each place matters: the similarity lost when a plain patch covers it.
 
     Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks" (2014).
 
@@ -237,7 +193,8 @@ def occlusion_map(
         batch: pictures embedded at once.
 
     Returns:
-        (H', W') float32; positive where covering lowers the similarity.
+        (H', W') float32, H' = ceil(H / stride): the loss with the patch centred on each cell of an
+        even grid over the picture; positive where covering lowers the similarity.
 
     Raises:
         ValueError: if the patch is not between 1 and the picture's sides.
@@ -246,29 +203,33 @@ def occlusion_map(
     stride = stride or max(1, patch // 2)
     if not 1 <= patch <= min(height, width):
         raise ValueError(f"a patch of {patch} does not fit a picture of {height} x {width}")
-    tops, lefts = (_starts(side, patch, stride) for side in (height, width))
-    grey = np.round(image.reshape(-1, 3).mean(axis=0)).astype(np.uint8)
-    covered = np.repeat(image[None], len(tops) * len(lefts), axis=0)
-    for at, (top, left) in enumerate((top, left) for top in tops for left in lefts):
-        covered[at, top : top + patch, left : left + patch] = grey
-    whole = normalise_any(embed(image[None]))[0]
-    reference = whole if mate is None else normalise_any(np.asarray(mate)[None])[0]
+    grid = (math.ceil(height / stride), math.ceil(width / stride))
+    whole = unit_rows(embed(image[None]))[0]
+    reference = whole if mate is None else unit_rows(np.asarray(mate)[None])[0]
+    covered = _covered(image, grid, patch)
     similarity = np.concatenate(
         [
-            normalise_any(embed(covered[start : start + batch])) @ reference
+            unit_rows(embed(covered[start : start + batch])) @ reference
             for start in range(0, len(covered), batch)
         ]
     )
-    return (whole @ reference - similarity).reshape(len(tops), len(lefts)).astype(np.float32)
+    return (whole @ reference - similarity).reshape(grid).astype(np.float32)
 
 
-def normalise_any(embeddings: np.ndarray) -> np.ndarray:
-    """Unit length without the checks of `normalise`: for one embedding as well as many."""
-    embeddings = np.asarray(embeddings, dtype=np.float32)
-    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+def _covered(image: np.ndarray, grid: tuple[int, int], patch: int) -> np.ndarray:
+    """(H' W', H, W, 3): the picture with its mean colour over a patch about each cell's centre."""
+    covered = np.repeat(image[None], grid[0] * grid[1], axis=0)
+    mean = np.rint(image.reshape(-1, 3).mean(axis=0)).astype(np.uint8)
+    for at, cell in enumerate(np.ndindex(grid)):
+        place = []
+        for index, cells, side in zip(cell, grid, image.shape[:2], strict=True):
+            first = round((index + 0.5) * side / cells - patch / 2)
+            place.append(slice(max(first, 0), first + patch))
+        covered[at][tuple(place)] = mean
+    return covered
 
 
-def _starts(side: int, patch: int, stride: int) -> list[int]:
-    """Patch positions that cover a side to its end."""
-    starts = list(range(0, side - patch, stride))
-    return [*starts, side - patch]
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows (n, E) as float32 of unit length; a row of zeros stays one."""
+    rows = np.asarray(rows, dtype=np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -118,7 +118,7 @@ function pointTrace(group) {
     hoverinfo: "none",
     marker: {
       color: colour(group.tone), symbol: group.symbol, opacity: group.opacity,
-      size: state.dimensions === 3 ? group.size * 0.62 : group.size,
+      size: group.size * (state.dimensions === 3 ? 0.62 : 1) * (drawnWidth < 480 ? 0.75 : 1),
       line: { width: group.size > 7 ? 1 : 0, color: colour("ground") },
     },
   };

@@ -9,16 +9,37 @@ Axes: N faces, E embedding size, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 
 import numpy as np
 
-from facerec.explore import normalise, sample_faces
-from facerec.figures import training_curves
-from facerec.page import document, write_html
-from facerec.sections import check_faces, map_section
+from facerec.explore import extreme_pairs, normalise, occlusion_map, sample_faces
+from facerec.figures import Curve, roc_curve, similarity_histogram, training_curves
+from facerec.page import document, figure_block, write_html
+from facerec.sections import (
+    Metric,
+    Occlusion,
+    check_faces,
+    map_section,
+    metrics_section,
+    notice_section,
+    occlusion_section,
+    pairs_section,
+)
 
-__all__ = ["embedding_map", "training_curves", "write_html"]
+__all__ = [
+    "Metric",
+    "Occlusion",
+    "embedding_map",
+    "evaluation_page",
+    "occlusion_map",
+    "report_page",
+    "roc_curve",
+    "similarity_histogram",
+    "training_curves",
+    "write_html",
+]
 
 
 def embedding_map(
@@ -66,4 +87,114 @@ def embedding_map(
         data={"map": section.data},
         styles=section.styles,
         scripts=("map.js",),
+    )
+
+
+def report_page(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    images: np.ndarray,
+    *,
+    title: str = "Face embeddings",
+    subtitle: str = "",
+    notice: str = "",
+    metrics: Mapping[str, Mapping[str, Metric]] | None = None,
+    metrics_note: str = "",
+    curve: Curve | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    occlusions: Sequence[Occlusion] = (),
+    pairs: int = 12,
+    max_faces: int = 2000,
+    seed: int = 0,
+) -> str:
+    """The page of `visualize`: metrics, map, similarities, ROC, pairs, occlusion.
+
+    Args:
+        embeddings, labels, names, images: as in `embedding_map`. The map shows at most
+            `max_faces` of them; the pairs are sought among all.
+        title, subtitle: plain text.
+        notice: a warning shown first, such as that probes were met in training; plain text.
+        metrics: column -> figure -> Metric, the model first, then reference lines.
+        metrics_note: below the table's heading.
+        curve: accepted pairs over thresholds, such as `metrics.all_pairs` returns; without
+            it the histograms and the ROC are left out.
+        thresholds: to mark in the histograms, by their name: {"FAR 1e-3": 0.41}.
+        occlusions: occlusion maps of a few faces.
+        pairs: genuine and impostor pairs to show.
+        max_faces, seed: as in `embedding_map`.
+
+    Returns:
+        HTML, for `write_html`.
+
+    Raises:
+        ValueError: if the arrays do not belong together or hold non-finite numbers.
+    """
+    check_faces(embeddings, labels, names, images)
+    embeddings = normalise(embeddings)
+    kept = sample_faces(labels, max_faces, seed)
+    faces = map_section(
+        embeddings[kept], labels[kept], names, images[kept], total=len(labels), seed=seed
+    )
+    genuine, impostor = extreme_pairs(embeddings, labels, pairs)
+    pictures, pair_styles = pairs_section(genuine, impostor, labels, names, images)
+    body = [
+        notice_section(notice),
+        metrics_section(metrics, metrics_note) if metrics else "",
+        faces.html,
+        _curves({"model": curve}, thresholds) if curve is not None else "",
+        pictures,
+        occlusion_section(occlusions),
+    ]
+    return document(
+        title,
+        "\n".join(body),
+        subtitle=subtitle,
+        data={"map": faces.data},
+        styles=faces.styles + pair_styles,
+        scripts=("map.js",),
+    )
+
+
+def evaluation_page(
+    metrics: Mapping[str, Mapping[str, Metric]],
+    curves: Mapping[str, Curve] | None = None,
+    *,
+    title: str = "Evaluation",
+    subtitle: str = "",
+    notice: str = "",
+    metrics_note: str = "",
+    thresholds: Mapping[str, float] | None = None,
+) -> str:
+    """A page of figures alone: several models in one table and one ROC.
+
+    Args:
+        metrics: column -> figure -> Metric; models first, then reference lines.
+        curves: one a model; the histograms are those of the first.
+        title, subtitle, notice, metrics_note, thresholds: as in `report_page`.
+
+    Returns:
+        HTML, for `write_html`.
+    """
+    body = [
+        notice_section(notice),
+        metrics_section(metrics, metrics_note),
+        _curves(curves, thresholds) if curves else "",
+    ]
+    return document(title, "\n".join(body), subtitle=subtitle)
+
+
+def _curves(curves: Mapping[str, Curve], thresholds: Mapping[str, float] | None) -> str:
+    name, first = next(iter(curves.items()))
+    of = f" of {escape(name)}" if len(curves) > 1 else ""
+    histogram = figure_block(
+        similarity_histogram(first, thresholds), "similarities", "Histograms of similarity"
+    )
+    roc = figure_block(roc_curve(curves), "roc", "ROC curve")
+    return (
+        f'<div class="split"><section class="card"><h2>Genuine and impostor similarities{of}</h2>'
+        '<p class="note">The less the two overlap, the better; dotted lines are thresholds.</p>'
+        f'{histogram}</section><section class="card"><h2>ROC</h2>'
+        '<p class="note">Shaded: fewer than 10 false accepts, where the curve is chance.</p>'
+        f"{roc}</section></div>"
     )
