@@ -78,7 +78,7 @@ def _resolve(name: str, device: str) -> str:
 
 def _fastest(device: str) -> str:
     if device == "cpu":
-        if importlib.util.find_spec("numba") and importlib.util.find_spec("facerec.model.scan_cpu"):
+        if importlib.util.find_spec("numba") and importlib.util.find_spec("facerec.model.mamba_cpu"):
             return "numba"
         return _fall_back(device, "numba is not installed")
     if device == "cuda":
@@ -155,9 +155,11 @@ def selective_scan(
     _check_scan(u, delta, A, B, C, D, z, delta_bias)
     chosen = _backend_for(u, backend)
     if chosen == "numba":
-        from facerec.model.scan_cpu import scan
+        from facerec.model.mamba_cpu import scan
 
-        out, last = scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+        out, last = scan(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, return_last_state
+        )
     else:
         if reverse:
             u, delta, B, C = (t.flip(-1) for t in (u, delta, B, C))
@@ -207,7 +209,7 @@ def causal_conv1d(
     silu = activation is not None
     chosen = _backend_for(x, backend)
     if chosen == "numba":
-        from facerec.model.scan_cpu import conv
+        from facerec.model.mamba_cpu import conv
 
         return conv(x, weight, bias, silu, reverse)
     x = x.flip(-1) if reverse else x
@@ -253,7 +255,7 @@ def mamba_inner(
     _check_inner(xz, conv_weight, x_proj_weight, dt_proj_weight, A)
     chosen = _backend_for(xz, backend)
     if chosen == "numba":
-        from facerec.model.scan_cpu import inner
+        from facerec.model.mamba_cpu import inner
 
         return inner(
             xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias, reverse

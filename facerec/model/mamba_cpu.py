@@ -1,0 +1,592 @@
+"""The fused CPU kernels as PyTorch operators: `scan`, `conv` and `inner`, each with a written backward.
+
+`inner` is everything between a mixer's two large projections in one operator; its two small projections
+are plain matrix products. Operators have fake kernels and autograd, so that torch.compile and
+torch.export take them as they are; none has an autocast rule, since A, D and the bias must stay float32.
+Computation is float32; 16-bit tensors are converted on the way in and out.
+
+Axes: B batch, L tokens, D channels, N states, G groups of B and C, R rank of delta, W taps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from facerec.model import scan_cpu
+from facerec.model.simd_cpu import LANES, as_view, launch
+
+_LOG2_E = 1.4426950408889634
+_MOST_PARTS = 64  # of a batch; bounds the memory that gradients of weights are summed from
+_LEAST_TASKS = 16  # of the backward scan, for machines with more cores than pictures
+
+
+def scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    return_last_state: bool,
+) -> tuple[Tensor, Tensor]:
+    """`facerec.model.scan.selective_scan` with B and C (B, G, N, L); (out, last state or empty)."""
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    keep = _wants_gradient(tensors)
+    out, last, _ = _scan_forward(*tensors, delta_softplus, reverse, return_last_state, keep)
+    return out, last
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
+    """`facerec.model.scan.causal_conv1d`."""
+    return _conv_forward(x, weight, bias, silu, reverse)
+
+
+def inner(
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    dt_proj_weight: Tensor,
+    A: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    reverse: bool,
+) -> Tensor:
+    """`facerec.model.scan.mamba_inner`."""
+    tensors = (xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias)
+    return _inner_forward(*tensors, reverse, _wants_gradient(tensors))[0]
+
+
+def _wants_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _chunk(states: int, length: int) -> int:
+    """Tokens between kept states: so many that these never outweigh the input."""
+    return max(1, min(length, max(32, states)))
+
+
+def _token_major(batch: int, channels: int, length: int, like: Tensor, dtype=torch.float32) -> Tensor:
+    """(B, D, L) with the channels innermost."""
+    return like.new_empty((batch, length, channels), dtype=dtype).transpose(1, 2)
+
+
+def _float(tensor: Tensor | None) -> Tensor | None:
+    return tensor.float() if tensor is not None else None
+
+
+def _like(gradient: Tensor, tensor: Tensor | None) -> Tensor:
+    """The gradient in its tensor's dtype; empty where there is no tensor."""
+    return gradient.to(tensor.dtype) if tensor is not None else gradient.new_empty(0)
+
+
+# Kernels launched on float32 tensors.
+
+
+def _launch_scan(
+    u, delta, A, B, C, D, z, delta_bias, softplus, reverse, out, last=None, kept=None
+) -> None:
+    batch, channels, length = u.shape
+    states, groups = A.shape[1], B.shape[1]
+    group_blocks = -(-(channels // groups) // LANES)
+    rates = (A * _LOG2_E).t().contiguous()
+    tokens, matrix = (2, 3) if reverse else (None, None)
+    launch(
+        scan_cpu.scan_forward,
+        batch * groups * group_blocks,
+        [
+            length,
+            states,
+            channels // groups,
+            group_blocks,
+            groups,
+            int(softplus),
+            _chunk(states, length),
+        ],
+        [
+            as_view(u, tokens),
+            as_view(delta, tokens),
+            as_view(rates),
+            as_view(B, matrix),
+            as_view(C, matrix),
+            as_view(D),
+            as_view(z, tokens),
+            as_view(delta_bias),
+            as_view(out, tokens),
+            as_view(last),
+            as_view(kept),
+        ],
+        scratch=2 * states * 4 * LANES,
+    )
+
+
+def _new_kept(batch: int, channels: int, length: int, states: int, groups: int, like: Tensor):
+    """Room for the states before every chunk but the first: (B, chunks - 1, blocks, N * LANES)."""
+    chunks = max(1, -(-length // _chunk(states, length)))
+    blocks = groups * -(-(channels // groups) // LANES)
+    return like.new_empty((batch, chunks - 1, blocks, states * LANES), dtype=torch.float32)
+
+
+def _launch_scan_backward(
+    grad, grad_last, kept, u, delta, A, B, C, D, z, delta_bias, softplus, reverse, grads, grad_bc
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Writes gradients of u, delta, z into `grads`, of B and C into `grad_bc`; returns A's, D's, bias'."""
+    batch, channels, length = u.shape
+    states, groups = A.shape[1], B.shape[1]
+    group_blocks = -(-(channels // groups) // LANES)
+    pictures = max(1, -(-batch // _MOST_PARTS))
+    parts = -(-batch // pictures)
+    splits = _splits(batch, groups, group_blocks)
+    every = _chunk(states, length)
+    rates = (A * _LOG2_E).t().contiguous()
+    tokens, matrix = (2, 3) if reverse else (None, None)
+    partial = grad_bc
+    if splits > 1:
+        partial = [u.new_empty(batch, groups * splits, states, length) for _ in range(2)]
+    shares = u.new_empty(parts, states + 2, channels)
+    launch(
+        scan_cpu.scan_backward,
+        parts * groups * splits,
+        [
+            length,
+            states,
+            channels // groups,
+            group_blocks,
+            groups,
+            int(softplus),
+            every,
+            splits,
+            batch,
+            pictures,
+        ],
+        [
+            as_view(u, tokens),
+            as_view(delta, tokens),
+            as_view(rates),
+            as_view(B, matrix),
+            as_view(C, matrix),
+            as_view(D),
+            as_view(z, tokens),
+            as_view(delta_bias),
+            as_view(grad, tokens),
+            as_view(kept),
+            as_view(grad_last),
+            *(as_view(gradient, tokens) for gradient in grads),
+            *(as_view(gradient, matrix) for gradient in partial),
+            as_view(shares),
+            as_view(shares[:, states]),
+            as_view(shares[:, states + 1]),
+        ],
+        scratch=scan_cpu.scan_backward_scratch(states, every, -(-group_blocks // splits)),
+    )
+    if splits > 1:
+        for whole, part in zip(grad_bc, partial, strict=True):
+            whole.copy_(part.view(batch, groups, splits, states, length).sum(2))
+    total = shares.sum(0)
+    return total[:states].t(), total[states], total[states + 1]
+
+
+def _splits(batch: int, groups: int, group_blocks: int) -> int:
+    """Into how many tasks the backward scan cuts a picture's channels; shapes alone decide."""
+    tasks = groups * min(batch, _MOST_PARTS)
+    return min(group_blocks, max(1, -(-_LEAST_TASKS // max(1, tasks))))
+
+
+def _launch_conv(x, weight, bias, silu, reverse, out) -> None:
+    batch, channels, length = x.shape
+    tokens = 2 if reverse else None
+    taps = weight.t().contiguous()
+    launch(
+        scan_cpu.conv_forward,
+        batch * -(-channels // LANES),
+        [length, 0, channels, 0, weight.shape[1], int(silu)],
+        [
+            as_view(x, tokens),
+            as_view(taps),
+            as_view(bias),
+            as_view(out, tokens),
+        ],
+    )
+
+
+def _launch_conv_backward(grad, x, weight, bias, silu, reverse, grad_x) -> tuple[Tensor, Tensor]:
+    """Writes the gradient of x into `grad_x`; returns those of weight and bias."""
+    batch, channels, length = x.shape
+    width = weight.shape[1]
+    pictures = max(1, -(-batch // _MOST_PARTS))
+    parts = -(-batch // pictures)
+    tokens = 2 if reverse else None
+    taps = weight.t().contiguous()
+    shares = x.new_empty(parts, width + 1, channels)
+    launch(
+        scan_cpu.conv_backward,
+        parts * -(-channels // LANES),
+        [length, 0, channels, 0, width, int(silu), batch, pictures],
+        [
+            as_view(x, tokens),
+            as_view(taps),
+            as_view(bias),
+            as_view(grad, tokens),
+            as_view(grad_x, tokens),
+            as_view(shares),
+            as_view(shares[:, width]),
+        ],
+    )
+    total = shares.sum(0)
+    return total[:width].t(), total[width]
+
+
+# The scan.
+
+_SCAN_INPUTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? delta_bias, bool softplus, bool reverse"
+)
+
+
+@custom_op(
+    "facerec::scan_forward",
+    mutates_args=(),
+    schema=f"({_SCAN_INPUTS}, bool last, bool keep) -> (Tensor, Tensor, Tensor)",
+)
+def _scan_forward(u, delta, A, B, C, D, z, delta_bias, softplus, reverse, last, keep):
+    batch, channels, length = u.shape
+    states = A.shape[1]
+    out = _token_major(batch, channels, length, u)
+    h = u.new_empty((batch, channels, states) if last else (0,), dtype=torch.float32)
+    kept = u.new_empty(0, dtype=torch.float32)
+    if keep:
+        kept = _new_kept(batch, channels, length, states, B.shape[1], u)
+    _launch_scan(
+        *map(_float, (u, delta, A, B, C, D, z, delta_bias)),
+        softplus,
+        reverse,
+        out,
+        h if last else None,
+        kept if keep and kept.numel() else None,
+    )
+    return out.to(u.dtype), h, kept
+
+
+@_scan_forward.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, softplus, reverse, last, keep):
+    batch, channels, length = u.shape
+    states = A.shape[1]
+    out = _token_major(batch, channels, length, u, u.dtype)
+    h = u.new_empty((batch, channels, states) if last else (0,), dtype=torch.float32)
+    kept = u.new_empty(0, dtype=torch.float32)
+    if keep:
+        kept = _new_kept(batch, channels, length, states, B.shape[1], u)
+    return out, h, kept
+
+
+@custom_op(
+    "facerec::scan_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor? grad_last, Tensor kept, {_SCAN_INPUTS}) -> Tensor[]",
+)
+def _scan_backward(
+    grad, grad_last, kept, u, delta, A, B, C, D, z, delta_bias, softplus, reverse
+):
+    batch, channels, length = u.shape
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    floats = list(map(_float, tensors))
+    grads = [_token_major(batch, channels, length, u) for _ in range(2)]
+    grads.append(_token_major(batch, channels, length, u) if z is not None else None)
+    grad_bc = [torch.empty(B.shape, dtype=torch.float32) for _ in range(2)]
+    grad_a, grad_d, grad_bias = _launch_scan_backward(
+        grad.float(),
+        _float(grad_last),
+        kept if kept.numel() else None,
+        *floats,
+        softplus,
+        reverse,
+        grads,
+        grad_bc,
+    )
+    empty = grad_a.new_empty(0)
+    gradients = (*grads[:2], grad_a.contiguous(), *grad_bc, grad_d.clone(), grads[2], grad_bias.clone())
+    return [_like(empty if g is None else g, t) for g, t in zip(gradients, tensors, strict=True)]
+
+
+@_scan_backward.register_fake
+def _(grad, grad_last, kept, u, delta, A, B, C, D, z, delta_bias, softplus, reverse):
+    batch, channels, length = u.shape
+    shapes = []
+    for tensor in (u, delta, A, B, C, D, z, delta_bias):
+        if tensor is None:
+            shapes.append(u.new_empty(0, dtype=torch.float32))
+        elif tensor is u or tensor is delta or tensor is z:
+            shapes.append(_token_major(batch, channels, length, u, tensor.dtype))
+        else:
+            shapes.append(tensor.new_empty(tensor.shape))
+    return shapes
+
+
+def _scan_setup(ctx, inputs, output) -> None:
+    *tensors, ctx.softplus, ctx.reverse, _, ctx.kept = inputs
+    ctx.save_for_backward(output[2], *tensors)
+    ctx.set_materialize_grads(False)
+
+
+def _scan_autograd(ctx, grad, grad_last, _):
+    kept, *tensors = ctx.saved_tensors
+    u = tensors[0]
+    if not ctx.kept:  # the operator was called by hand, without a word of gradients
+        kept = _scan_forward(*tensors, ctx.softplus, ctx.reverse, False, True)[2]
+    if grad is None:
+        grad = torch.zeros_like(u)
+    if grad_last is not None and not grad_last.numel():
+        grad_last = None
+    grads = _scan_backward(grad, grad_last, kept, *tensors, ctx.softplus, ctx.reverse)
+    grads = [g if t is not None else None for g, t in zip(grads, tensors, strict=True)]
+    return (*grads, None, None, None, None)
+
+
+_scan_forward.register_autograd(_scan_autograd, setup_context=_scan_setup)
+
+
+# The convolution.
+
+
+@custom_op(
+    "facerec::conv_forward",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse) -> Tensor",
+)
+def _conv_forward(x, weight, bias, silu, reverse):
+    out = _token_major(*x.shape, x)
+    _launch_conv(*map(_float, (x, weight, bias)), silu, reverse, out)
+    return out.to(x.dtype)
+
+
+@_conv_forward.register_fake
+def _(x, weight, bias, silu, reverse):
+    return _token_major(*x.shape, x, x.dtype)
+
+
+@custom_op(
+    "facerec::conv_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+def _conv_backward(grad, x, weight, bias, silu, reverse):
+    grad_x = _token_major(*x.shape, x)
+    grad_w, grad_bias = _launch_conv_backward(
+        *map(_float, (grad, x, weight, bias)), silu, reverse, grad_x
+    )
+    return (
+        grad_x.to(x.dtype),
+        _like(grad_w.contiguous(), weight),
+        _like(grad_bias.clone(), bias),
+    )
+
+
+@_conv_backward.register_fake
+def _(grad, x, weight, bias, silu, reverse):
+    grad_bias = x.new_empty(0, dtype=torch.float32) if bias is None else bias.new_empty(bias.shape)
+    return (
+        _token_major(*x.shape, x, x.dtype),
+        weight.new_empty(weight.shape),
+        grad_bias,
+    )
+
+
+def _conv_setup(ctx, inputs, output) -> None:
+    *tensors, ctx.silu, ctx.reverse = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _conv_autograd(ctx, grad):
+    tensors = ctx.saved_tensors
+    grads = _conv_backward(grad, *tensors, ctx.silu, ctx.reverse)
+    return (*grads[:2], grads[2] if tensors[2] is not None else None, None, None)
+
+
+_conv_forward.register_autograd(_conv_autograd, setup_context=_conv_setup)
+
+
+# Everything between a mixer's two large projections.
+
+_INNER_INPUTS = (
+    "Tensor xz, Tensor conv_weight, Tensor? conv_bias, Tensor x_proj_weight, "
+    "Tensor dt_proj_weight, Tensor A, Tensor? D, Tensor? delta_bias, bool reverse"
+)
+
+
+def _halves(xz: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, L, 2 D) as two (B, D, L)."""
+    x, z = xz.transpose(1, 2).chunk(2, dim=1)
+    return x, z
+
+
+def _matrices(projected: Tensor, batch: int, rank: int, states: int) -> list[Tensor]:
+    """The parts B and C of (B L, R + 2 N), each as (B, 1, N, L)."""
+    rows = projected.view(batch, -1, 1, projected.shape[1])
+    return [
+        rows[..., first : first + states].permute(0, 2, 3, 1) for first in (rank, rank + states)
+    ]
+
+
+@custom_op(
+    "facerec::inner_forward",
+    mutates_args=(),
+    schema=f"({_INNER_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _inner_forward(
+    xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias, reverse, keep
+):
+    tensors = (xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias)
+    floats = list(map(_float, tensors))
+    out, u, projected, delta, kept = _inner_buffers(*tensors[:5], A, True)
+    batch, length, channels = out.shape
+    rank, states = dt_proj_weight.shape[1], A.shape[1]
+    x, z = _halves(floats[0])
+    _launch_conv(x, *floats[1:3], True, reverse, u.transpose(1, 2))
+    # With `out=`, so that a surrounding autocast leaves the products alone.
+    torch.mm(u.view(-1, channels), floats[3].t(), out=projected)
+    torch.mm(projected[:, :rank], floats[4].t(), out=delta.view(-1, channels))
+    B, C = _matrices(projected, batch, rank, states)
+    _launch_scan(
+        u.transpose(1, 2),
+        delta.transpose(1, 2),
+        floats[5],
+        B,
+        C,
+        floats[6],
+        z,
+        floats[7],
+        True,
+        reverse,
+        out.transpose(1, 2),
+        None,
+        kept if keep and kept.numel() else None,
+    )
+    if not keep:
+        u, projected, delta, kept = (out.new_empty(0) for _ in range(4))
+    return out.to(xz.dtype), u, projected, delta, kept
+
+
+def _inner_buffers(xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, keep):
+    """out, u, delta (B, L, D); projected (B L, R + 2 N); kept states; all but out empty unless kept."""
+    batch, length, _ = xz.shape
+    channels, states = A.shape
+    wide = (batch, length, channels)
+    like = xz.new_empty(0, dtype=torch.float32)
+    if not keep:
+        return (like.new_empty(wide), *(like.new_empty(0) for _ in range(4)))
+    return (
+        like.new_empty(wide),
+        like.new_empty(wide),
+        like.new_empty(batch * length, x_proj_weight.shape[0]),
+        like.new_empty(wide),
+        _new_kept(batch, channels, length, states, 1, like),
+    )
+
+
+@_inner_forward.register_fake
+def _(xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias, reverse, keep):
+    out, *kept = _inner_buffers(xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, keep)
+    return out.to(xz.dtype), *kept
+
+
+@custom_op(
+    "facerec::inner_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor u, Tensor projected, Tensor delta, Tensor kept, {_INNER_INPUTS})"
+    " -> Tensor[]",
+)
+def _inner_backward(
+    grad,
+    u,
+    projected,
+    delta,
+    kept,
+    xz,
+    conv_weight,
+    conv_bias,
+    x_proj_weight,
+    dt_proj_weight,
+    A,
+    D,
+    delta_bias,
+    reverse,
+):
+    tensors = (xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias)
+    floats = list(map(_float, tensors))
+    batch, length, channels = u.shape
+    rank, states = dt_proj_weight.shape[1], A.shape[1]
+    x, z = _halves(floats[0])
+    grad_xz = torch.empty_like(floats[0], memory_format=torch.contiguous_format)
+    grad_x, grad_z = _halves(grad_xz)
+    grad_u, grad_delta = torch.empty_like(u), torch.empty_like(u)
+    grad_projected = torch.empty_like(projected)
+    grad_a, grad_d, grad_bias = _launch_scan_backward(
+        grad.float().transpose(1, 2),
+        None,
+        kept if kept.numel() else None,
+        u.transpose(1, 2),
+        delta.transpose(1, 2),
+        floats[5],
+        *_matrices(projected, batch, rank, states),
+        floats[6],
+        z,
+        floats[7],
+        True,
+        reverse,
+        [grad_u.transpose(1, 2), grad_delta.transpose(1, 2), grad_z],
+        _matrices(grad_projected, batch, rank, states),
+    )
+    flat_u, flat_delta = grad_u.view(-1, channels), grad_delta.view(-1, channels)
+    grad_dt_proj, grad_x_proj = (torch.empty_like(w) for w in floats[3:5][::-1])
+    torch.mm(flat_delta, floats[4], out=grad_projected[:, :rank])
+    torch.mm(flat_delta.t(), projected[:, :rank], out=grad_dt_proj)
+    torch.mm(grad_projected.t(), u.view(-1, channels), out=grad_x_proj)
+    torch.addmm(flat_u, grad_projected, floats[3], out=flat_u)
+    grad_conv, grad_conv_bias = _launch_conv_backward(
+        grad_u.transpose(1, 2), x, *floats[1:3], True, reverse, grad_x
+    )
+    gradients = (
+        grad_xz,
+        grad_conv.contiguous(),
+        grad_conv_bias.clone(),
+        grad_x_proj,
+        grad_dt_proj,
+        grad_a.contiguous(),
+        grad_d.clone(),
+        grad_bias.clone(),
+    )
+    return [_like(g, t) for g, t in zip(gradients, tensors, strict=True)]
+
+
+@_inner_backward.register_fake
+def _(grad, u, projected, delta, kept, xz, *rest):
+    weights = [
+        u.new_empty(0) if weight is None else weight.new_empty(weight.shape) for weight in rest[:-1]
+    ]
+    return [xz.new_empty(xz.shape), *weights]
+
+
+def _inner_setup(ctx, inputs, output) -> None:
+    *tensors, ctx.reverse, ctx.kept = inputs
+    ctx.save_for_backward(*output[1:], *tensors)
+
+
+def _inner_autograd(ctx, grad, *_):
+    saved = ctx.saved_tensors
+    kept, tensors = saved[:4], saved[4:]
+    if not ctx.kept:  # the operator was called by hand, without a word of gradients
+        kept = _inner_forward(*tensors, ctx.reverse, True)[1:]
+    grads = _inner_backward(grad, *kept, *tensors, ctx.reverse)
+    grads = [g if t is not None else None for g, t in zip(grads, tensors, strict=True)]
+    return (*grads, None, None)
+
+
+_inner_forward.register_autograd(_inner_autograd, setup_context=_inner_setup)
