@@ -71,7 +71,10 @@ def command(name: str, model: type[Settings], module: Any) -> click.Command:
             value = given.pop(f"{key}_argument", None)
             if value is not None:
                 given.setdefault(key, value)
-        module.run(resolve(model, given, config), config)
+        settings_of = getattr(
+            module, "settings_of", lambda given, config: resolve(model, given, config)
+        )
+        module.run(settings_of(given, config), config)
 
     arguments = [
         click.Argument([f"{key}_argument"], required=False, metavar=f"[{key.upper()}]")

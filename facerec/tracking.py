@@ -173,7 +173,10 @@ def track(settings: TrackingSettings, run_id: str | None = None) -> Iterator[Run
         absolute_tracking_uri()
         if settings.system_metrics:
             mlflow.set_system_metrics_sampling_interval(10)
-        joined = run_id or os.environ.get("MLFLOW_RUN_ID")
+        started = os.environ.get("MLFLOW_RUN_ID")
+        if run_id and started and started != run_id:
+            give_up(started, run_id)
+        joined = run_id or started
         if not joined:
             patiently(lambda: mlflow.set_experiment(settings.experiment))
         active = patiently(
@@ -215,6 +218,17 @@ def git_tags(known: Mapping[str, str]) -> dict[str, str]:
     except (OSError, subprocess.TimeoutExpired):
         return {}
     return {"mlflow.source.git.commit": commit.stdout.strip()} if commit.returncode == 0 else {}
+
+
+def give_up(run_id: str, continues: str) -> None:
+    """Deletes (restorably) the run that `mlflow run` made in vain, since another one is gone on with."""
+    client = MlflowClient()
+    client.set_tag(run_id, "facerec.continues", continues)
+    client.set_terminated(
+        run_id
+    )  # a deleted run cannot be terminated, which `mlflow run` would try at its end
+    client.delete_run(run_id)
+    os.environ.pop("MLFLOW_RUN_ID")
 
 
 def reach_tracking() -> None:

@@ -6,16 +6,20 @@ Pictures of people go in; a run with its parameters, metrics, pages and a model 
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from tqdm import tqdm
 
 from facerec import plots
 from facerec.calibration import calibration
-from facerec.checkpoint import Checkpoints
+from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.data.align import AlignSettings
 from facerec.data.demo import color_histogram, raw_pixels
 from facerec.data.store import DataSettings, Store, open_store
@@ -28,7 +32,8 @@ from facerec.objective import Objective, ObjectiveSettings, check_objective
 from facerec.page import write_html
 from facerec.provenance import model_card, provenance
 from facerec.registry import log_model
-from facerec.settings import InputError, one_line
+from facerec.resume import find, settings_of_checkpoint
+from facerec.settings import InputError, as_params, one_line, resolve
 from facerec.tracking import Run, TrackingSettings, reach_tracking, track
 from facerec.trainer import Trainer, TrainingSettings, embed_pictures, resolve_device
 
@@ -45,12 +50,29 @@ class TrainSettings(
 ):
     """Everything that `train` can be told."""
 
+    group: ClassVar[str] = "Run"
+
+    resume: str | None = Field(
+        None,
+        description="Run to go on with, or `last`: same run in MLflow, settings of its checkpoint.",
+    )
+    register: str | None = Field(
+        None, description="Name under which the model is registered at the end."
+    )
+
 
 SETTINGS = TrainSettings
 
 
+def settings_of(given: Mapping[str, Any], config: str | None) -> TrainSettings:
+    """Settings from recipe and command line; from the checkpoint where a run is resumed."""
+    if given.get("resume", "none") != "none":
+        return settings_of_checkpoint(TrainSettings, given)
+    return resolve(TrainSettings, given, config)
+
+
 def run(settings: TrainSettings, config: str | None = None) -> None:
-    """Trains, validates and logs one run.
+    """Trains, validates and logs one run, or goes on with the one that `resume` names.
 
     Args:
         config: name of the recipe that the settings come from, for the record.
@@ -60,31 +82,62 @@ def run(settings: TrainSettings, config: str | None = None) -> None:
     """
     check(settings)
     reach_tracking()
+    resumed = find(settings.output, settings.resume) if settings.resume else None
     store = open_store(settings)
-    with track(settings) as mlflow_run:
-        folder = Path(settings.output) / mlflow_run.id
-        mlflow_run.log_settings(settings, config)
-        mlflow_run.log_data(store, "training")
-        torch.manual_seed(settings.seed)
-        network = build_network(settings)
-        objective = Objective(
-            settings, len(np.unique(store.labels[store.indices("train")])), settings.embedding_dim
-        )
-        trainer = Trainer(
-            network, objective, store, settings, Checkpoints(folder / "checkpoints").save
-        )
-        describe(mlflow_run, trainer, store)
-        references = reference_lines(store)
+    if resumed:
+        resumed.check_data(store)
+        for sentence in resumed.damaged:
+            say(f"{sentence}; going on from the one before")
+    with track(settings, resumed.run_id if resumed else None) as mlflow_run:
+        if not resumed:
+            mlflow_run.log_settings(settings, config)
+            mlflow_run.log_data(store, "training")
+        train(settings, store, mlflow_run, resumed.checkpoint if resumed else None)
+
+
+def train(
+    settings: TrainSettings,
+    store: Store,
+    mlflow_run: Run,
+    checkpoint: Checkpoint | None = None,
+    on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+) -> Trainer:
+    """One training inside an MLflow run that is open: from its first or its saved step to its model and pages.
+
+    Args:
+        checkpoint: state to go on from.
+        on_epoch: called with the metrics of each epoch, 0 included, when they have been logged.
+    """
+    folder = Path(settings.output) / mlflow_run.id
+    torch.manual_seed(settings.seed)
+    network = build_network(settings)
+    objective = Objective(
+        settings, len(np.unique(store.labels[store.indices("train")])), settings.embedding_dim
+    )
+    trainer = Trainer(network, objective, store, settings, keeper(folder, settings, store))
+    if checkpoint:
+        trainer.restore(checkpoint)
+    describe(mlflow_run, trainer, store)
+    references = reference_lines(store)
+    if not checkpoint:
         mlflow_run.log_metrics(
             {f"val/{name}_recall_at_1": value for name, value in references.items()}, step=0
         )
-        with stop_softly(lambda stopped: setattr(trainer, "stop", stopped)):
-            try:
-                fit(trainer, mlflow_run)
-            except Stopped:
-                conclude(trainer, mlflow_run, settings, folder, references)
-                raise
+    with stop_softly(lambda stopped: setattr(trainer, "stop", stopped)):
+        try:
+            fit(trainer, mlflow_run, on_epoch)
+        except Stopped:
             conclude(trainer, mlflow_run, settings, folder, references)
+            raise
+        conclude(trainer, mlflow_run, settings, folder, references)
+    return trainer
+
+
+def keeper(folder: Path, settings: TrainSettings, store: Store) -> Callable[..., Path]:
+    """Saves checkpoints that know their settings and data."""
+    checkpoints = Checkpoints(folder / "checkpoints")
+    facts = {"settings": as_params(settings), "data_digest": store.digest}
+    return lambda step, tensors, state: checkpoints.save(step, tensors, {**state, **facts})
 
 
 def check(settings: TrainSettings) -> None:
@@ -145,10 +198,13 @@ def reference_lines(store: Store) -> dict[str, float]:
     return lines
 
 
-def fit(trainer: Trainer, mlflow_run: Run) -> None:
-    """Every epoch, into MLflow and on the console."""
-    for row in trainer:
+def fit(trainer: Trainer, mlflow_run: Run, on_epoch: Callable[[dict[str, float]], None]) -> None:
+    """Every epoch, into MLflow and on the console; what a killed run had no time to log comes first."""
+    logged = mlflow_run.logged_steps("val/map_at_r") if trainer.history else set()
+    for row in itertools.chain(list(trainer.history), trainer):
         epoch = int(row["epoch"])
+        if epoch in logged:
+            continue
         mlflow_run.log_metrics(
             {name: value for name, value in row.items() if name != "epoch"}, step=epoch
         )
@@ -159,6 +215,7 @@ def fit(trainer: Trainer, mlflow_run: Run) -> None:
         )
         loss = f"loss {row['train/loss']:.4f} " if epoch else ""
         say(f"epoch {epoch}/{trainer.settings.epochs}: {loss}{figures}")
+        on_epoch(row)
 
 
 def conclude(

@@ -1,0 +1,106 @@
+"""Going on with a run that was interrupted: which run, from which checkpoint, with which settings.
+
+The settings are the checkpoint's. What the command line says beside them must agree with them, save for where
+things lie and how they are watched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from facerec.checkpoint import Checkpoint, Checkpoints
+from facerec.data.store import Store
+from facerec.settings import InputError, Settings, as_params, canonical, validate
+
+FREE = (
+    "resume",
+    "output",
+    "cache",
+    "data",
+    "system_metrics",
+    "checkpoint_minutes",
+    "rebuild_store",
+)
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class Resumed(NamedTuple):
+    """A run to go on with. damaged: a sentence for each newer checkpoint that cannot be used."""
+
+    run_id: str
+    checkpoint: Checkpoint
+    damaged: list[str]
+
+    def check_data(self, store: Store) -> None:
+        """Raises InputError where the pictures are not those that the run was trained on."""
+        digest = self.checkpoint.state.get("data_digest")
+        if digest != store.digest:
+            raise InputError(
+                f"run {self.run_id} was trained on data with digest {str(digest)[:12]}, and {store.name} now has "
+                f"{store.digest[:12]}: its pictures have changed; bring them back, or start a new run"
+            )
+
+
+def find(output: str, resume: str) -> Resumed:
+    """The newest whole checkpoint of a run.
+
+    Args:
+        output: the folder that holds a folder a run.
+        resume: run id, or `last` for the run that was saved last.
+
+    Raises:
+        InputError: if there is no such run here, or none of its checkpoints can be read.
+    """
+    folder = Path(output)
+    if resume == "last":
+        saved = [path for run in folder.glob("*/checkpoints") for path in Checkpoints(run).paths()]
+        if not saved:
+            raise InputError(
+                f"resume=last: no run in {folder.resolve()} has a checkpoint; name the folder by output"
+            )
+        resume = max(saved, key=lambda path: path.stat().st_mtime_ns).parent.parent.name
+    if not RUN_ID.fullmatch(resume):
+        raise InputError(
+            f"resume={resume}: give the id of an MLflow run (32 hexadecimal digits), or last"
+        )
+    checkpoint, damaged = Checkpoints(folder / resume / "checkpoints").newest()
+    if checkpoint is None:
+        why = (
+            damaged[0]
+            if damaged
+            else f"there is none in {(folder / resume / 'checkpoints').resolve()}"
+        )
+        raise InputError(
+            f"run {resume} has no checkpoint to go on from: {why}; name the folder of its output by output"
+        )
+    return Resumed(resume, checkpoint, damaged)
+
+
+def settings_of_checkpoint(model: type[Settings], given: Mapping[str, Any]) -> Any:
+    """Settings of the run that `given["resume"]` names.
+
+    Args:
+        given: what the command line says.
+
+    Raises:
+        InputError: where the command line contradicts the checkpoint; the differences are named.
+    """
+    output = given.get("output", model.model_fields["output"].default)
+    resumed = find(output, given["resume"])
+    known = resumed.checkpoint.state.get("settings", {})
+    said = as_params(validate(model, {**known, **given}, lambda key: "command line"))
+    differences = [
+        f"{key}={said[key]} against {known.get(key)}"
+        for key in given
+        if key not in FREE and said[key] != canonical(known.get(key))
+    ]
+    if differences:
+        raise InputError(
+            f"run {resumed.run_id} was started with other settings: {', '.join(differences)}; "
+            "leave them out to go on with it, or start a new run"
+        )
+    free = {key: value for key, value in given.items() if key in FREE}
+    return validate(model, {**known, **free, "resume": resumed.run_id}, lambda key: "checkpoint")
