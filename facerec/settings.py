@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
@@ -21,6 +22,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 MAX_RECIPE_BYTES = 1_000_000
+
+# A setting is called `register`, and pydantic's models inherit a method of that name that nobody calls.
+warnings.filterwarnings("ignore", message='Field name "register"', category=UserWarning)
 
 
 class InputError(Exception):
