@@ -23,6 +23,8 @@ class Entry(NamedTuple):
 
 ENTRIES = {
     "train": Entry("train", "configs/demo.yaml", ("main", "train")),
+    "predict": Entry("predict", None, ("predict",)),
+    "register": Entry("register"),
 }
 
 

@@ -23,8 +23,8 @@ from pydantic.fields import FieldInfo
 
 MAX_RECIPE_BYTES = 1_000_000
 
-# A setting is called `register`, and pydantic's models inherit a method of that name that nobody calls.
-warnings.filterwarnings("ignore", message='Field name "register"', category=UserWarning)
+# Settings are called `register` and `json`, and pydantic's models inherit methods of those names that nobody calls.
+warnings.filterwarnings("ignore", message='Field name "(register|json)"', category=UserWarning)
 
 
 class InputError(Exception):
@@ -258,6 +258,7 @@ def option(name: str, field: FieldInfo) -> click.Option:
     return click.Option(
         ["--" + name.replace("_", "-"), name],
         metavar=f"[{kind}]" if "|" in kind else kind.split(" ")[0].upper(),
+        flag_value="true" if field.annotation is bool else None,  # `--json` alone is `--json true`
         help=f"{field.description}  [{'; '.join([*bounds(field), default])}]",
     )
 

@@ -31,7 +31,7 @@ from facerec.model_folder import write_model
 from facerec.objective import Objective, ObjectiveSettings, check_objective
 from facerec.page import write_html
 from facerec.provenance import model_card, provenance
-from facerec.registry import log_model
+from facerec.registry import log_model, register
 from facerec.resume import find, settings_of_checkpoint
 from facerec.settings import InputError, as_params, one_line, resolve
 from facerec.tracking import Run, TrackingSettings, reach_tracking, track
@@ -93,6 +93,8 @@ def run(settings: TrainSettings, config: str | None = None) -> None:
             mlflow_run.log_settings(settings, config)
             mlflow_run.log_data(store, "training")
         train(settings, store, mlflow_run, resumed.checkpoint if resumed else None)
+    if settings.register:
+        say(register(mlflow_run.id, settings.register).told)
 
 
 def train(
