@@ -220,7 +220,7 @@ class SettingsCommand(click.Command):
         by_name = {p.name: p for p in self.get_params(ctx)}
         groups = grouped_fields(self.settings_model)
         in_groups = {name for fields in groups.values() for name in fields}
-        rest = [p for name, p in by_name.items() if name not in in_groups]
+        rest = [p for n, p in by_name.items() if n not in in_groups and isinstance(p, click.Option)]
         sections = [
             *((g, [by_name[n] for n in fields]) for g, fields in groups.items()),
             ("Common", rest),
@@ -258,7 +258,9 @@ def option(name: str, field: FieldInfo) -> click.Option:
     return click.Option(
         ["--" + name.replace("_", "-"), name],
         metavar=f"[{kind}]" if "|" in kind else kind.split(" ")[0].upper(),
-        flag_value="true" if field.annotation is bool else None,  # `--json` alone is `--json true`
+        **(
+            {"flag_value": "true"} if field.annotation is bool else {}
+        ),  # `--json` alone is `--json true`
         help=f"{field.description}  [{'; '.join([*bounds(field), default])}]",
     )
 
