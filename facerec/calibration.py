@@ -15,8 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from facerec.metrics import unit
+from facerec.pairs import all_pairs
 from facerec.settings import InputError
-from facerec.verification import FARS, RateAtFar, Verification, all_pairs
+from facerec.verification import FARS, RateAtFar, Verification
 
 
 def calibration(

@@ -10,7 +10,7 @@ Axes: V values, I identities, P pairs, T thresholds, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,8 +126,8 @@ def pair_draws(
     return curve_figures(np.concatenate(rates[1]), np.concatenate(rates[0]))
 
 
-def pair_figures(value: dict[str, float], draws: dict[str, np.ndarray]) -> dict[str, Figure]:
-    """Figures from values and their draws, as of `pair_draws`, by name."""
+def draw_figures(value: dict[str, float], draws: dict[str, np.ndarray]) -> dict[str, Figure]:
+    """Figures from values and their draws, as of `pair_draws` and `identity_draws`, by name."""
     return {name: _figure(value[name], draws[name]) for name in draws}
 
 
@@ -147,7 +147,8 @@ def identity_draws(
     for drawn in _draws(len(genuine), seed, resamples):
         times = np.stack([np.bincount(row, minlength=len(genuine)) for row in drawn])
         accepted = [times.astype(np.float32) @ kind for kind in counts]
-        found.append(curve_figures(*(part / part[:, -1:] for part in accepted)))
+        rates = (part / part[:, -1:].astype(float) for part in accepted)
+        found.append(curve_figures(*rates))
     return {name: np.concatenate([part[name] for part in found]) for name in ("auc", "eer")}
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facerec.verification import all_pairs, verification
+from facerec.pairs import all_pairs
+from facerec.verification import verification
 
 __all__ = ["Retrieval", "all_pairs", "retrieval", "unit", "validation_figures", "verification"]
 

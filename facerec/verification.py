@@ -1,11 +1,11 @@
 """Same person or not: verification figures of pairs, as a curve over thresholds.
 
 A pair is accepted when its cosine similarity is at or above the threshold. Two sources give the same curve:
-a list of pairs (exact, one threshold per distinct similarity) and all pairs of a set of embeddings
-(counted in bins of similarity; the counts at the bins' edges are exact, the memory fixed). A rate at a false
-accept rate (FAR) that too few impostor pairs stand behind is never a number.
+a list of pairs (here: exact, one threshold per distinct similarity) and all pairs of a set of embeddings
+(`facerec.pairs`: counted in bins of similarity). A rate at a false accept rate (FAR) that too few impostor
+pairs stand behind is never a number.
 
-Axes: P pairs, T thresholds, N embeddings, E embedding.
+Axes: P pairs, T thresholds, F folds.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from torch import Tensor
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 MIN_FALSE_ACCEPTS = 10  # expected; below it a TAR at FAR is noise
-BINS = 2**16
-CHUNK = 512  # rows of embeddings at a time
-CHUNK_BYTES = 128 * 2**20  # of similarities at a time
 
 
 @dataclass(frozen=True)
@@ -231,64 +228,6 @@ def ten_fold(
         threshold[i] = verification(scores[~out], genuine[~out]).best_threshold
         accuracy[i] = np.mean((scores[out] >= threshold[i]) == genuine[out])
     return TenFold(accuracy, threshold)
-
-
-def all_pairs(embeddings: Tensor | np.ndarray, labels: np.ndarray) -> Verification:
-    """The curve of every pair of two different rows, in bins of 2 / 65,536 of similarity.
-
-    Time grows with N², memory does not: pairs are counted chunk by chunk and forgotten.
-
-    Args:
-        embeddings: (N, E) rows of unit length, on any device.
-        labels: (N,) identities.
-
-    Raises:
-        ValueError: if a kind of pair is missing.
-    """
-    codes = np.unique(np.asarray(labels), return_inverse=True)[1]
-    order = np.argsort(codes, kind="stable")  # one person's rows side by side: few places for mates
-    codes = codes[order]
-    rows = torch.as_tensor(embeddings).detach().float()[torch.from_numpy(order)]
-    total, genuine = np.zeros((2, BINS), dtype=np.int64)
-    step = max(1, min(CHUNK, CHUNK_BYTES // (4 * len(rows))))
-    for start in range(0, len(rows), step):
-        stop = min(start + step, len(rows))
-        bins = similarity_bins(rows[start:stop] @ rows[start:].T)
-        bins[:, : stop - start].masked_fill_(_lower(stop - start, rows.device), BINS)
-        end = np.searchsorted(codes, codes[stop - 1], side="right")
-        mates = torch.from_numpy(codes[start:stop, None] == codes[start:end]).to(rows.device)
-        total += _count(bins)
-        genuine += _count(bins[:, : end - start][mates])
-    return binned(genuine, total - genuine)
-
-
-def binned(genuine: np.ndarray, impostor: np.ndarray) -> Verification:
-    """The curve of (BINS,) counts of pairs in equal bins of similarity from -1 to 1.
-
-    Raises:
-        ValueError: if a kind of pair is missing.
-    """
-    if genuine.sum() == 0 or impostor.sum() == 0:
-        raise ValueError("verification needs pairs of one person and pairs of two")
-    used = np.flatnonzero(genuine + impostor)[::-1]
-    edges = used * (2 / len(genuine)) - 1
-    return Verification(edges, np.cumsum(genuine[used]), np.cumsum(impostor[used]))
-
-
-def similarity_bins(similarity: Tensor, bins: int = BINS) -> Tensor:
-    """Similarities in [-1, 1] → int32 bins; `bins`, a power of two, so that no rounding crosses an edge."""
-    half = bins // 2
-    return (similarity * half).floor_().clamp_(-half, half - 1).int().add_(half)
-
-
-def _count(bins: Tensor) -> np.ndarray:
-    """How often each of BINS bins occurs; the bin numbered BINS is for what is not counted."""
-    return torch.bincount(bins.flatten(), minlength=BINS + 1)[:BINS].cpu().numpy()
-
-
-def _lower(size: int, device: torch.device) -> Tensor:
-    """(size, size) bool, True on and below the diagonal: pairs met before, and a row with itself."""
-    return torch.ones(size, size, dtype=torch.bool, device=device).tril()
 
 
 def measurable(far: float, impostor: int) -> bool:
