@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from pydantic import Field
 
 from facerec.cli import ENTRIES, Commands, facerec, load, project_text
-from facerec.settings import InputError, Settings, as_params, canonical, resolve
+from facerec.settings import InputError, Settings, SettingsCommand, as_params, canonical, resolve
 from tests.conftest import PROJECT
 
 
@@ -112,3 +112,11 @@ def test_conda_environment_lists_the_package_requirements():
     wanted = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]
     environment = yaml.safe_load((PROJECT / "conda.yaml").read_text())
     assert environment["dependencies"][-1]["pip"] == wanted
+
+
+def test_a_boolean_may_stand_alone_or_with_its_value():
+    seen = []
+    command = SettingsCommand("whole", Whole, callback=lambda **given: seen.append(given["flag"]))
+    for arguments in (["--flag"], ["--flag", "false"], ["--flag", "--lr", "1"], []):
+        command.main(arguments, standalone_mode=False)
+    assert seen == ["true", "false", "true", None]
