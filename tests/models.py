@@ -1,0 +1,109 @@
+"""Small models and pictures that several tests make."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from facerec.data.align import AlignSettings
+from facerec.data.store import DataSettings
+from facerec.model.network import NetworkSettings, build_network
+from facerec.model_folder import write_model
+from facerec.provenance import fold_name
+
+CALIBRATION = {
+    "genuine": 500,
+    "impostor": 20_000,
+    "thresholds": [
+        {"far": 0.1, "threshold": 0.2, "tar": 0.9, "false_accepts": 2000, "measurable": True},
+        {"far": 1e-3, "threshold": 0.5, "tar": 0.5, "false_accepts": 20, "measurable": True},
+        {"far": 1e-4, "threshold": 0.8, "tar": None, "false_accepts": 2, "measurable": False},
+    ],
+    "probability": {"slope": 8.0, "intercept": -4.0, "prior": 0.5},
+}
+
+
+class Recipe(NetworkSettings, DataSettings, AlignSettings):
+    """What a model folder is written from."""
+
+
+def recipe(**changes: Any) -> Recipe:
+    fixed = {"d_model": 16, "depth": 1, "d_state": 4, "stem_depth": 1, "stem_width": 8}
+    return Recipe(**{**fixed, "embedding_dim": 8, "image_size": 16, **changes})
+
+
+def seen(*names: str, salt: str = "s") -> dict[str, Any]:
+    """The provenance of a model that has trained on these people."""
+    hashes = [hashlib.sha256(f"{salt}:{fold_name(name)}".encode()).hexdigest() for name in names]
+    train = {"people": len(names), "pictures": 0, "people_hashes": hashes, "picture_hashes": []}
+    val = {"people": 0, "pictures": 0, "people_hashes": [], "picture_hashes": []}
+    return {"salt": salt, "train": train, "val": val}
+
+
+def make_model(folder: Path, provenance: dict[str, Any] | None = None, **changes: Any) -> nn.Module:
+    """Write a model with fresh weights; returns its network in eval mode."""
+    settings = recipe(**changes)
+    torch.manual_seed(0)
+    network = build_network(settings).eval()
+    write_model(
+        folder,
+        network,
+        settings,
+        calibration=CALIBRATION,
+        provenance=provenance or seen(),
+        card="# A model\n",
+    )
+    return network
+
+
+def picture(seed: int, side: int = 40) -> np.ndarray:
+    """(side, side, 3) uint8 with some large-scale structure."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def encoded(pixels: np.ndarray | Image.Image, kind: str = "PNG", **how: Any) -> bytes:
+    file = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(file, kind, **how)
+    return file.getvalue()
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"x") + chunk(b"IEND", b"")
+    )
+
+
+def hostile_pictures() -> dict[str, bytes]:
+    """Bytes that are no usable picture, by what is wrong with them."""
+    jpeg = encoded(picture(0, 64), "JPEG")
+    frames = [Image.fromarray(picture(seed)) for seed in range(3)]
+    return {
+        "empty": b"",
+        "text": b"Lorem ipsum dolor sit amet\n" * 20,
+        "truncated": jpeg[: len(jpeg) // 2],
+        "animated": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "one pixel": encoded(picture(0, 1)),
+        "gigantic": png_of_size(20_000, 20_000),
+        "bomb": png_of_size(2**31 - 1, 2**31 - 1),
+        "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "pickle": b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94.",
+    }

@@ -1,0 +1,254 @@
+"""Model folders: written whole, read with suspicion; provenance tells leaks and no names."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from facerec.model_folder import met, model_card, provenance, read_model, write_model
+from facerec.settings import InputError
+from tests.models import CALIBRATION, make_model, recipe, seen
+
+
+def test_round_trip_keeps_every_bit(tmp_path: Path) -> None:
+    network = make_model(tmp_path / "model", scan_backend="reference", crop=0.6)
+    before = torch.get_rng_state()
+    model = read_model(tmp_path / "model")
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.calibration == CALIBRATION and model.provenance == seen()
+    assert (model.config.image_size, model.config.crop, model.config.align) == (16, 0.6, "none")
+    assert model.config.network.scan_backend == "auto" and not model.network.training
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, model.network.state_dict()[name])
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vit"])
+def test_baselines_come_back_too(tmp_path: Path, backbone: str) -> None:
+    network = make_model(tmp_path / "model", backbone=backbone)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        again = read_model(tmp_path / "model").network(x)
+        assert torch.allclose(network(x), again, atol=1e-6)
+
+
+def edit(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    """Alter config.json."""
+
+    def apply(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return apply
+
+
+def weights(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    """Alter the weights, and the checksum with them, as somebody with intent would."""
+
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / "weights.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "weights.safetensors")
+        restamp(folder)
+
+    return apply
+
+
+def replaced(name: str, data: bytes) -> Callable[[Path], None]:
+    """Other bytes under a right checksum."""
+
+    def apply(folder: Path) -> None:
+        (folder / name).write_bytes(data)
+        restamp(folder)
+
+    return apply
+
+
+def restamp(folder: Path) -> None:
+    import hashlib
+
+    edit(
+        lambda config: config["sha256"].update(
+            {
+                name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+                for name in config["sha256"]
+            }
+        )
+    )(folder)
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
+
+
+def link_out(name: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        outside = folder.parent / "outside"
+        (folder / name).rename(outside)
+        (folder / name).symlink_to(outside)
+
+    return apply
+
+
+def pipe(folder: Path) -> None:
+    (folder / "calibration.json").unlink()
+    os.mkfifo(folder / "calibration.json")
+
+
+def swap(folder: Path) -> None:
+    make_model(folder.parent / "other", d_state=4, crop=0.5)
+    other = load_file(folder.parent / "other" / "weights.safetensors")
+    save_file({n: t + 1 for n, t in other.items()}, folder / "weights.safetensors")
+
+
+def head(tensors: dict) -> None:
+    tensors["head.weight"] = torch.zeros(9, 16)
+
+
+HUGE = dict(d_model=2048, depth=64, expand=4, direction="bidirectional")
+ATTACKS = {
+    "missing config": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
+    "missing weights": (
+        lambda f: (f / "weights.safetensors").unlink(),
+        "weights.safetensors is missing",
+    ),
+    "missing calibration": (
+        lambda f: (f / "calibration.json").unlink(),
+        "calibration.json is missing",
+    ),
+    "truncated config": (cut("config.json"), "no JSON"),
+    "truncated weights": (cut("weights.safetensors"), "SHA-256"),
+    "truncated provenance": (cut("provenance.json"), "SHA-256"),
+    "swapped weights": (swap, "belongs to another model"),
+    "extra key": (edit(lambda c: c.update(trust=True)), "no setting 'trust'"),
+    "extra network key": (edit(lambda c: c["network"].update(dmodel=8)), "did you mean 'd_model'"),
+    "wrong type": (edit(lambda c: c.update(image_size="huge")), "image_size=huge"),
+    "patch does not divide": (edit(lambda c: c.update(image_size=17)), "does not divide"),
+    "newer format": (edit(lambda c: c.update(format=2)), "update facerec"),
+    "no checksums": (edit(lambda c: c.update(sha256={})), "SHA-256"),
+    "no network": (edit(lambda c: c.pop("network")), "network is missing"),
+    "not an object": (lambda f: (f / "config.json").write_text("[1]"), "JSON object"),
+    "nested": (lambda f: (f / "config.json").write_text('{"a":' * 50_000), "config.json"),
+    "binary": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "no JSON"),
+    "oversize": (lambda f: (f / "config.json").write_bytes(b" " * (2**20 + 1)), "above"),
+    "NaN": (replaced("calibration.json", b'{"impostor": NaN}'), "no JSON"),
+    "huge network": (edit(lambda c: c["network"].update(HUGE)), "larger network"),
+    "terabytes": (
+        edit(lambda c: (c["network"].update(HUGE, pooling="flatten"), c.update(image_size=1024))),
+        "config",
+    ),
+    "wider network": (edit(lambda c: c["network"].update(d_model=24)), "config.json makes it"),
+    "other shape": (weights(head), "head.weight is (9, 16)"),
+    "missing tensor": (weights(lambda t: t.pop("head.bias")), "lacks tensor head.bias"),
+    "extra tensor": (weights(lambda t: t.update(extra=torch.zeros(1))), "unknown tensor extra"),
+    "half precision": (weights(lambda t: t.update(positions=t["positions"].half())), "float16"),
+    "not finite": (weights(lambda t: t["head.bias"].fill_(float("nan"))), "NaN"),
+    "pickle": (replaced("weights.safetensors", pickle.dumps({"a": 1})), "no safetensors file"),
+    "zip": (replaced("weights.safetensors", b"PK\x03\x04" * 100), "no safetensors file"),
+    "link out": (link_out("weights.safetensors"), "leads out of the folder"),
+    "link to nothing": (
+        lambda f: ((f / "config.json").unlink(), (f / "config.json").symlink_to("none")),
+        "missing",
+    ),
+    "ring": (
+        lambda f: ((f / "config.json").unlink(), (f / "config.json").symlink_to("config.json")),
+        "config.json",
+    ),
+    "pipe": (pipe, "no regular file"),
+    "folder": (
+        lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
+        "config.json",
+    ),
+    "gone": (lambda f: f.rename(f.parent / "elsewhere"), "no such folder"),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_hostile_folder_is_one_sentence(tmp_path: Path, name: str) -> None:
+    attack, expected = ATTACKS[name]
+    make_model(tmp_path / "model")
+    attack(tmp_path / "model")
+    with pytest.raises(InputError) as caught:
+        read_model(tmp_path / "model")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_replacing_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_model(tmp_path / "model", d_model=16)
+    make_model(tmp_path / "model", d_model=24)
+    assert read_model(tmp_path / "model").config.network.d_model == 24
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="No space left"):
+        make_model(tmp_path / "model", d_model=16)
+    assert read_model(tmp_path / "model").config.network.d_model == 24
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"dear")
+    with pytest.raises(InputError, match=r"holiday\.jpg"):
+        make_model(tmp_path)
+    with pytest.raises(InputError, match="a file or a link"):
+        make_model(tmp_path / "holiday.jpg")
+    assert (tmp_path / "holiday.jpg").read_bytes() == b"dear"
+
+
+def test_numbers_that_json_lacks_are_not_written(tmp_path: Path) -> None:
+    settings = recipe()
+    with pytest.raises(ValueError):
+        write_model(
+            *(tmp_path / "m", torch.nn.Identity(), settings),
+            **{"calibration": {"x": float("nan")}, "provenance": {}, "card": ""},
+        )
+    assert not (tmp_path / "m").exists()
+
+
+def store() -> SimpleNamespace:
+    """Three people: two pictures of Ann and of Bob to train on, one of Cy to validate with, one of Di to test with."""
+    parts = np.array(["train", "train", "train", "train", "val", "test"])
+    return SimpleNamespace(
+        names=["Ann Ó", "Bob", "Cy", "Di"],
+        labels=np.array([0, 0, 1, 1, 2, 3]),
+        picture_hashes=list("abcdef"),
+        digest="0123456789abcdef0123",
+        name="toy",
+        indices=lambda part: np.flatnonzero(parts == part),
+    )
+
+
+def test_provenance_tells_who_was_met_and_names_nobody() -> None:
+    made = provenance(store(), recipe(data="/home/somebody/faces"))
+    assert met(made, ["ann_o", "CY", "Di", "Eve"], ["a", "e", "f", "z"]) == {
+        **{"people": 4, "pictures": 4, "train_people": 1, "train_pictures": 1},
+        **{"val_people": 1, "val_pictures": 1},
+    }
+    text = json.dumps(made)
+    assert not any(name in text for name in ("Ann", "ann", "Bob", "Cy", "somebody"))
+    assert made["train"]["people"] == 2 and made["train"]["pictures"] == 4
+    again = provenance(store(), recipe())
+    assert set(made["train"]["people_hashes"]).isdisjoint(again["train"]["people_hashes"])
+    with pytest.raises(InputError, match="leaks cannot be told"):
+        met({"salt": "x"}, ["Ann"], [])
+
+
+def test_card_says_what_it_must() -> None:
+    made = provenance(store(), recipe())
+    card = model_card(recipe(), {"val/map_at_r": 0.51234}, made)
+    assert "| val/map_at_r | 0.5123 |" in card
+    assert "can still be\nguessed" in card and "4 pictures of 2 people" in card
+    assert "## Limits" in card and "## Intended use" in card
