@@ -1,0 +1,197 @@
+"""FaceEmbedder: every kind of picture, many threads, galleries, verdicts, hostile bytes; no MLflow for a folder."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facerec import FaceEmbedder
+from facerec.settings import InputError
+from tests.models import encoded, hostile_pictures, make_model, picture
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("embedder") / "model"
+    make_model(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def reference_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing to compile."""
+    monkeypatch.setenv("FACEREC_SCAN", "reference")
+
+
+@pytest.fixture
+def embedder(folder: Path) -> FaceEmbedder:
+    return FaceEmbedder.load(folder, device="cpu")
+
+
+def test_kinds_of_picture_are_one(embedder: FaceEmbedder, tmp_path: Path) -> None:
+    pixels = picture(1)
+    path = tmp_path / "one.png"
+    path.write_bytes(encoded(pixels))
+    lazy = Image.open(io.BytesIO(path.read_bytes()))
+    kinds = [
+        pixels,
+        path,
+        str(path),
+        path.read_bytes(),
+        bytearray(path.read_bytes()),
+        lazy,
+        Image.fromarray(pixels),
+    ]
+    embeddings = embedder.embed(kinds)
+    assert embeddings.shape == (7, 8) and embeddings.dtype == np.float32
+    assert np.allclose(embeddings, embeddings[0], atol=1e-6)
+    assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
+    assert embedder.embed(path).shape == (1, 8) and embedder.embed([]).shape == (0, 8)
+    assert embedder.embed(np.stack([pixels, pixels])).shape == (2, 8)
+
+
+def test_modes_and_rotation_of_pil_images(embedder: FaceEmbedder) -> None:
+    pixels = picture(2)
+    for mode in ("CMYK", "RGBA", "P", "L", "I;16", "1", "HSV", "F"):
+        image = (
+            Image.fromarray(pixels)
+            .convert("L")
+            .convert("I")
+            .point(lambda v: v * 257)
+            .convert("I;16")
+        )
+        image = image if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+        assert np.isfinite(embedder.embed(image)).all(), mode
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera on its side
+    turned = encoded(np.rot90(pixels), "PNG", exif=exif)
+    both = embedder.embed([turned, Image.open(io.BytesIO(turned)), pixels])
+    assert np.allclose(both, both[2], atol=1e-5)
+
+
+def test_batches_and_flips(embedder: FaceEmbedder) -> None:
+    pictures = [picture(seed) for seed in range(7)]
+    whole = embedder.embed(pictures)
+    assert np.allclose(embedder.embed(pictures, batch_size=3), whole, atol=1e-6)
+    flipped = embedder.embed([p[:, ::-1] for p in pictures])
+    mean = whole + flipped
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    assert np.allclose(embedder.embed(pictures, flip=True), mean, atol=1e-5)
+
+
+def test_threads_get_what_one_gets(embedder: FaceEmbedder) -> None:
+    pictures = [encoded(picture(seed)) for seed in range(24)]
+    expected = embedder.embed(pictures)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda p: embedder.embed(p)[0], pictures * 4))
+    assert np.allclose(found, np.tile(expected, (4, 1)), atol=1e-5)
+
+
+def test_verdicts(embedder: FaceEmbedder) -> None:
+    verdict = embedder.judge(0.5)
+    assert (verdict.same_person, verdict.threshold, verdict.impostor_pairs) == (True, 0.5, 20_000)
+    assert verdict.probability == pytest.approx(0.5)
+    assert not embedder.judge(0.4999).same_person and embedder.judge(0.3, far=0.1).same_person
+    assert embedder.same_person(picture(1), picture(1))
+    assert -1 <= embedder.similarity(picture(1), picture(2)) <= 1
+    with pytest.raises(InputError, match=r"too few pairs .* \(20,000\); it has: 0\.1, 0\.001"):
+        embedder.same_person("nobody looks", "here", far=1e-4)
+    with pytest.raises(InputError, match=r"no threshold for it; it has"):
+        embedder.judge(0.5, far=0.02)
+
+
+def test_identify_in_a_folder_and_a_mapping(embedder: FaceEmbedder, tmp_path: Path) -> None:
+    gallery, outside = tmp_path / "gallery", tmp_path / "secret.png"
+    for name, seed in (("Ann/1.png", 1), ("Ann/2.png", 2), ("Bob.png", 3)):
+        (gallery / name).parent.mkdir(parents=True, exist_ok=True)
+        (gallery / name).write_bytes(encoded(picture(seed)))
+    (gallery / "broken.jpg").write_bytes(b"no picture")
+    outside.write_bytes(encoded(picture(9)))
+    (gallery / "secret.png").symlink_to(outside)
+    known = embedder.gallery(gallery)
+    assert sorted(known.names) == ["Ann", "Ann", "Bob"]
+    assert len(known.skipped) == 1 and "not a picture" in known.skipped[0][1]
+    matches = embedder.identify(picture(2), known)
+    assert matches[0].name == "Ann" and matches[0].picture.endswith("2.png")
+    assert len(matches) == 2 and matches[0].similarity == pytest.approx(1, abs=1e-5)
+    assert (
+        embedder.identify(picture(3), {"Ann": [picture(1)], "Bob": picture(3)}, top=1)[0].name
+        == "Bob"
+    )
+    with pytest.raises(InputError, match="no such folder"):
+        embedder.identify(picture(1), tmp_path / "nowhere")
+    with pytest.raises(InputError, match="empty"):
+        embedder.gallery({})
+
+
+@pytest.mark.parametrize("name", hostile_pictures())
+def test_hostile_pictures_are_one_sentence(
+    embedder: FaceEmbedder, tmp_path: Path, name: str
+) -> None:
+    data = hostile_pictures()[name]
+    path = tmp_path / "face.jpg"
+    path.write_bytes(data)
+    for bad, called in ((data, "picture 2: "), (path, "face.jpg: ")):
+        with pytest.raises(InputError) as caught:
+            embedder.embed([picture(1), bad])
+        assert called in str(caught.value) and "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 400
+    assert embedder.embed_usable([picture(1), data, picture(2)])[1] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "bad, reason",
+    [
+        ("http://example.org/face.jpg", "a URL where a path is due"),
+        ("../../../no/such/face.jpg", "no such file"),
+        ("a\0b.jpg", "cannot be read"),
+        (".", "a folder"),
+        (np.zeros((40, 40), np.uint8), r"\(H, W, 3\) uint8 is due"),
+        (np.zeros((40, 40, 3)), "float64"),
+        (np.zeros((2, 900, 3), np.uint8), "too small"),
+        (None, "a NoneType"),
+        (7, "a int"),
+    ],
+)
+def test_what_is_no_picture(embedder: FaceEmbedder, bad: object, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        embedder.embed([bad])
+
+
+@pytest.mark.parametrize(
+    "source, device, reason",
+    [
+        ("nowhere", "cpu", "no such folder"),
+        ("https://example.org/model", "cpu", "is a URL"),
+        ("models:/nobody@champion", "cpu", "cannot be fetched"),
+        ("runs:/0123456789abcdef0123456789abcdef/model", "cpu", "cannot be fetched"),
+        (".", "tpu", "device=tpu"),
+        (".", "cuda:99", "CUDA devices are here"),
+    ],
+)
+def test_what_is_no_model(source: str, device: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason) as caught:
+        FaceEmbedder.load(source, device)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_needs_no_mlflow(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(encoded(picture(1)))
+    program = (
+        "import sys\n"
+        "from facerec import FaceEmbedder\n"
+        f"FaceEmbedder.load({str(folder)!r}, 'cpu').embed({str(tmp_path / 'one.png')!r})\n"
+        "heavy = {'mlflow', 'plotly', 'sklearn', 'pytorch_metric_learning', 'pandas', 'scipy', 'optuna', 'sympy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
