@@ -12,23 +12,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from facerec.data.cartoon import (
-    SCALE,
-    SIDE,
-    Canvas,
-    Dice,
-    Moment,
-    Person,
-    draw_face,
-    draw_glasses,
-    ellipse,
-    line,
-)
+from facerec.data import demo_parts as parts
+from facerec.data.demo_canvas import Canvas
+from facerec.data.demo_person import Dice, Moment, Person, mix
 from facerec.data.files import publish_folder
 
 PEOPLE, PICTURES = 480, 8
 VERSION = 1  # raise whenever a pixel changes
 SEED = 20_260_000
+SIDE = 96
+LARGE = 4 * SIDE  # drawn this large, then averaged down
 
 
 def demo_faces(cache: Path) -> Path:
@@ -56,23 +49,23 @@ def _write_person(folder: Path, number: int) -> None:
 def render(person: Person, number: int, k: int) -> np.ndarray:
     """Picture `k` of a person: (96, 96, 3) uint8 RGB."""
     d = Dice(SEED, number, k + 1)
-    canvas = Canvas(_moment(d), person, d.colour(20, 240))
-    _draw_background(canvas, d)
-    draw_face(canvas, person, d.colour(20, 235))
+    pixels = _background(d)
+    canvas = Canvas(_moment(d), person)
+    parts.draw_face(canvas, person, _cloth(d))
     _occlude(canvas, person, d)
-    small = canvas.pixels
-    for _ in range(SCALE // 2):  # exact: each 2 x 2 block to its rounded mean
-        small = cv2.resize(small, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    return _expose(small, d)
+    canvas.draw(pixels)
+    for _ in range(2):  # exact: each 2 x 2 block to its rounded mean
+        pixels = cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    return _expose(pixels, d)
 
 
 def _moment(d: Dice) -> Moment:
     return Moment(
-        yaw=d.bell(0.3),
-        pitch=d.bell(0.14),
-        roll=d.bell(0.14),
-        scale=d.uniform(0.78, 1.06),
-        shift=(d.uniform(-0.14, 0.14), d.uniform(-0.12, 0.12)),
+        yaw=d.bell(0.2),
+        pitch=d.bell(0.09),
+        roll=d.bell(0.08),
+        scale=d.uniform(0.98, 1.16),
+        shift=(d.uniform(-0.06, 0.06), d.uniform(-0.05, 0.05)),
         smile=d.uniform(-0.5, 1.0),
         open=d.uniform(0.1, 1.0) if d.chance(0.4) else 0.0,
         lids=d.uniform(0.45, 1.1),
@@ -82,74 +75,56 @@ def _moment(d: Dice) -> Moment:
     )
 
 
-def _draw_background(canvas: Canvas, d: Dice) -> None:
-    pixels, full = canvas.pixels, SIDE * SCALE
+def _background(d: Dice) -> np.ndarray:
+    pixels = np.empty((LARGE, LARGE, 3), np.uint8)
+    cv2.rectangle(pixels, (0, 0), (LARGE, LARGE), _cloth(d), -1)
     for _ in range(d.below(6)):
-        colour, kind = d.colour(10, 245), d.below(3)
-        x, y, size = d.below(full), d.below(full), full // 8 + d.below(full // 2)
+        colour, kind = _cloth(d), d.below(3)
+        x, y, size = d.below(LARGE), d.below(LARGE), LARGE // 8 + d.below(LARGE // 2)
         if kind == 0:
             cv2.circle(pixels, (x, y), size // 2, colour, -1)
         elif kind == 1:
             cv2.rectangle(pixels, (x, y), (x + size, y + size * 2), colour, -1)
         else:
-            far = (full - x, full - y + size)
-            cv2.line(pixels, (x, 0), far, colour, 8 + size // 6)
+            cv2.line(pixels, (x, 0), (LARGE - x, LARGE - y + size), colour, 8 + size // 6)
+    return pixels
 
 
 def _occlude(canvas: Canvas, person: Person, d: Dice) -> None:
     """In a third of the pictures something stands before the face."""
-    what = d.uniform()
-    colour = d.colour(15, 235)
+    what, colour = d.uniform(), _cloth(d)
     if what < 0.08:
-        draw_glasses(canvas, person, tint=tuple(c // 4 for c in colour))
+        parts.draw_sunglasses(canvas, person, tuple(c // 4 for c in colour))
     elif what < 0.16:
-        top = d.uniform(0.42, 0.7)
-        scarf = np.array([(-1.2, top + 0.1), (0, top), (1.2, top + 0.1), (1.1, 1.9), (-1.1, 1.9)])
-        canvas.fill(scarf, colour, 0.15)
-        canvas.stroke(
-            line((-1.2, top + 0.4), (1.2, top + 0.5)), 0.1, tuple(c * 3 // 4 for c in colour), 0.15
-        )
+        parts.draw_scarf(canvas, d.uniform(0.42, 0.66), colour)
     elif what < 0.24:
         side = 1 if d.chance(0.5) else -1
-        x, y = side * d.uniform(0.35, 0.6), d.uniform(0.3, 0.7)
-        for finger in range(4):
-            canvas.fill(
-                ellipse(x + side * 0.12 * finger, y - 0.1, 0.075, 0.34, side * 0.2),
-                person.skin,
-                0.5,
-            )
-            canvas.stroke(
-                line(
-                    (x + side * (0.12 * finger + 0.06), y - 0.3),
-                    (x + side * (0.12 * finger + 0.06), y + 0.2),
-                ),
-                0.02,
-                tuple(c * 7 // 10 for c in person.skin),
-                0.5,
-            )
-        canvas.fill(ellipse(x + side * 0.2, y + 0.4, 0.32, 0.34), person.skin, 0.5)
+        parts.draw_hand(canvas, person, side, d.uniform(0.35, 0.5), d.uniform(0.3, 0.6))
     elif what < 0.32:
         for _ in range(1 + d.below(3)):
-            x, slope = d.uniform(-1.1, 1.1), d.uniform(-0.4, 0.4)
-            canvas.stroke(
-                line((x - slope, -2.0), (x + slope, 2.0)), d.uniform(0.06, 0.16), colour, 0.3
-            )
+            x, slope, width = d.uniform(-1, 1), d.uniform(-0.4, 0.4), d.uniform(0.06, 0.16)
+            parts.draw_bar(canvas, x, slope, width, colour)
+
+
+def _cloth(d: Dice) -> tuple[int, int, int]:
+    """A colour of clothes and walls: any, but never shrill."""
+    return mix(d.colour(10, 245), (140, 136, 146), 0.22)
 
 
 def _expose(small: np.ndarray, d: Dice) -> np.ndarray:
     """Light, lens and sensor, in integers: gain, colour cast and slope, blur, noise."""
     half = SIDE // 2
     ramp = np.arange(SIDE, dtype=np.int32) - half
-    gain = d.uniform(0.55, 1.25)
-    slope_x, slope_y = int(d.bell(900) / half), int(d.bell(900) / half)
+    gain = d.uniform(0.8, 1.14)
+    slope_x, slope_y = int(d.bell(420) / half), int(d.bell(500) / half)
     field = 1024 + slope_x * ramp[None, :] + slope_y * ramp[:, None]
-    cast = np.array([int(1024 * gain * d.uniform(0.72, 1.22)) for _ in range(3)], np.int32)
-    veil = int(d.uniform(0, 30))
+    cast = np.array([int(1024 * gain * d.uniform(0.93, 1.07)) for _ in range(3)], np.int32)
+    veil = int(d.uniform(0, 12))
     pixels = ((small.astype(np.int32) * field[:, :, None] >> 10) * cast >> 10) + veil
     for _ in range(d.below(4)):
         pixels = _blur(pixels)
     noise = d.bytes((2, SIDE, SIDE, 3)).astype(np.int32).sum(0) - 255
-    pixels = pixels + (noise * int(d.uniform(2, 24)) >> 8)
+    pixels = pixels + (noise * int(d.uniform(2, 18)) >> 8)
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
