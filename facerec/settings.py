@@ -255,12 +255,12 @@ def option(name: str, field: FieldInfo) -> click.Option:
     """The click option of one setting; pydantic validates it, so it is text here."""
     default = "required" if field.is_required() else canonical(field.default)
     kind = wanted(field)
+    # `--json` alone is `--json true`.
+    alone = {"is_flag": False, "flag_value": "true"} if field.annotation is bool else {}
     return click.Option(
         ["--" + name.replace("_", "-"), name],
         metavar=f"[{kind}]" if "|" in kind else kind.split(" ")[0].upper(),
-        **(
-            {"flag_value": "true"} if field.annotation is bool else {}
-        ),  # `--json` alone is `--json true`
+        **alone,
         help=f"{field.description}  [{'; '.join([*bounds(field), default])}]",
     )
 
