@@ -1,7 +1,7 @@
 """The Mamba mixer, parameter for parameter the one in mamba-ssm, on any device.
 
-Weights move both ways with `load_state_dict(strict=True)`. What lies between the two large projections is
-one operator, `facerec.model.scan.mamba_inner`; the projections are plain `nn.Linear`.
+Weights move both ways with `load_state_dict(strict=True)`. What lies between the two large
+projections is one operator, `facerec.model.scan.mamba_inner`; the projections are plain `nn.Linear`.
 
 Axes: B batch, L tokens, M d_model, D d_inner = expand * d_model, N d_state, R dt_rank.
 """
@@ -26,8 +26,8 @@ class Mamba(nn.Module):
         expand: d_inner over d_model.
         dt_rank: rank of the step's projection; "auto" is ceil(d_model / 16).
         dt_min, dt_max: range, log-uniform, of the steps at the start.
-        dt_init: "random" (uniform) or "constant" weights of dt_proj, both scaled by dt_scale / sqrt(dt_rank).
-        dt_scale: see `dt_init`.
+        dt_init: "random" (uniform) or "constant" weights of dt_proj.
+        dt_scale: these weights are within, or at, dt_scale / sqrt(dt_rank).
         dt_init_floor: least step at the start.
         conv_bias, bias: whether the convolution, and both large projections, have a bias.
         use_fast_path: accepted for mamba-ssm's sake; the path is always the fused one.
@@ -116,7 +116,7 @@ class Mamba(nn.Module):
 
         Args:
             hidden: (B, L, M).
-            reverse: run from the last token to the first; equal to flip, mixer, flip, without copies.
+            reverse: run from the last token to the first; equal to flip, mixer, flip.
 
         Returns:
             (B, L, M).

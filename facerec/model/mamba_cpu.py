@@ -10,12 +10,14 @@ Axes: B batch, L tokens, D channels, N states, G groups of B and C, R rank of de
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from facerec.model import scan_cpu
-from facerec.model.simd_cpu import LANES, as_view, launch
+from facerec.model.jobs_cpu import as_view, launch
+from facerec.model.simd_cpu import LANES
 
 _LOG2_E = 1.4426950408889634
 _MOST_PARTS = 64  # of a batch; bounds the memory that gradients of weights are summed from
@@ -72,7 +74,9 @@ def _chunk(states: int, length: int) -> int:
     return max(1, min(length, max(32, states)))
 
 
-def _token_major(batch: int, channels: int, length: int, like: Tensor, dtype=torch.float32) -> Tensor:
+def _token_major(
+    batch: int, channels: int, length: int, like: Tensor, dtype=torch.float32
+) -> Tensor:
     """(B, D, L) with the channels innermost."""
     return like.new_empty((batch, length, channels), dtype=dtype).transpose(1, 2)
 
@@ -86,6 +90,20 @@ def _like(gradient: Tensor, tensor: Tensor | None) -> Tensor:
     return gradient.to(tensor.dtype) if tensor is not None else gradient.new_empty(0)
 
 
+def _operator(name: str, schema: str) -> Callable[[Callable], Callable]:
+    """Make a function an operator of PyTorch, facerec::name, for CPU tensors.
+
+    `torch.library.custom_op` does as much, but imports torch.compile's machinery (seconds) when called.
+    """
+
+    def register(function: Callable) -> Callable:
+        torch.library.define(f"facerec::{name}", schema)
+        torch.library.impl(f"facerec::{name}", "CPU", function)
+        return getattr(torch.ops.facerec, name).default
+
+    return register
+
+
 # Kernels launched on float32 tensors.
 
 
@@ -95,7 +113,7 @@ def _launch_scan(
     batch, channels, length = u.shape
     states, groups = A.shape[1], B.shape[1]
     group_blocks = -(-(channels // groups) // LANES)
-    rates = (A * _LOG2_E).t().contiguous()
+    rates = torch.mul(A.t(), _LOG2_E, out=A.new_empty(states, channels))
     tokens, matrix = (2, 3) if reverse else (None, None)
     launch(
         scan_cpu.scan_forward,
@@ -136,7 +154,7 @@ def _new_kept(batch: int, channels: int, length: int, states: int, groups: int, 
 def _launch_scan_backward(
     grad, grad_last, kept, u, delta, A, B, C, D, z, delta_bias, softplus, reverse, grads, grad_bc
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Writes gradients of u, delta, z into `grads`, of B and C into `grad_bc`; returns A's, D's, bias'."""
+    """Gradients of u, delta, z go into `grads`, of B, C into `grad_bc`; returns A's, D's, bias'."""
     batch, channels, length = u.shape
     states, groups = A.shape[1], B.shape[1]
     group_blocks = -(-(channels // groups) // LANES)
@@ -144,7 +162,7 @@ def _launch_scan_backward(
     parts = -(-batch // pictures)
     splits = _splits(batch, groups, group_blocks)
     every = _chunk(states, length)
-    rates = (A * _LOG2_E).t().contiguous()
+    rates = torch.mul(A.t(), _LOG2_E, out=A.new_empty(states, channels))
     tokens, matrix = (2, 3) if reverse else (None, None)
     partial = grad_bc
     if splits > 1:
@@ -250,10 +268,9 @@ _SCAN_INPUTS = (
 )
 
 
-@custom_op(
-    "facerec::scan_forward",
-    mutates_args=(),
-    schema=f"({_SCAN_INPUTS}, bool last, bool keep) -> (Tensor, Tensor, Tensor)",
+@_operator(
+    "scan_forward",
+    f"({_SCAN_INPUTS}, bool last, bool keep) -> (Tensor, Tensor, Tensor)",
 )
 def _scan_forward(u, delta, A, B, C, D, z, delta_bias, softplus, reverse, last, keep):
     batch, channels, length = u.shape
@@ -274,7 +291,7 @@ def _scan_forward(u, delta, A, B, C, D, z, delta_bias, softplus, reverse, last, 
     return out.to(u.dtype), h, kept
 
 
-@_scan_forward.register_fake
+@torch.library.register_fake("facerec::scan_forward")
 def _(u, delta, A, B, C, D, z, delta_bias, softplus, reverse, last, keep):
     batch, channels, length = u.shape
     states = A.shape[1]
@@ -286,14 +303,11 @@ def _(u, delta, A, B, C, D, z, delta_bias, softplus, reverse, last, keep):
     return out, h, kept
 
 
-@custom_op(
-    "facerec::scan_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor? grad_last, Tensor kept, {_SCAN_INPUTS}) -> Tensor[]",
+@_operator(
+    "scan_backward",
+    f"(Tensor grad, Tensor? grad_last, Tensor kept, {_SCAN_INPUTS}) -> Tensor[]",
 )
-def _scan_backward(
-    grad, grad_last, kept, u, delta, A, B, C, D, z, delta_bias, softplus, reverse
-):
+def _scan_backward(grad, grad_last, kept, u, delta, A, B, C, D, z, delta_bias, softplus, reverse):
     batch, channels, length = u.shape
     tensors = (u, delta, A, B, C, D, z, delta_bias)
     floats = list(map(_float, tensors))
@@ -311,11 +325,18 @@ def _scan_backward(
         grad_bc,
     )
     empty = grad_a.new_empty(0)
-    gradients = (*grads[:2], grad_a.contiguous(), *grad_bc, grad_d.clone(), grads[2], grad_bias.clone())
+    gradients = (
+        *grads[:2],
+        grad_a.contiguous(),
+        *grad_bc,
+        grad_d.clone(),
+        grads[2],
+        grad_bias.clone(),
+    )
     return [_like(empty if g is None else g, t) for g, t in zip(gradients, tensors, strict=True)]
 
 
-@_scan_backward.register_fake
+@torch.library.register_fake("facerec::scan_backward")
 def _(grad, grad_last, kept, u, delta, A, B, C, D, z, delta_bias, softplus, reverse):
     batch, channels, length = u.shape
     shapes = []
@@ -349,16 +370,15 @@ def _scan_autograd(ctx, grad, grad_last, _):
     return (*grads, None, None, None, None)
 
 
-_scan_forward.register_autograd(_scan_autograd, setup_context=_scan_setup)
+torch.library.register_autograd("facerec::scan_forward", _scan_autograd, setup_context=_scan_setup)
 
 
 # The convolution.
 
 
-@custom_op(
-    "facerec::conv_forward",
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse) -> Tensor",
+@_operator(
+    "conv_forward",
+    "(Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse) -> Tensor",
 )
 def _conv_forward(x, weight, bias, silu, reverse):
     out = _token_major(*x.shape, x)
@@ -366,15 +386,14 @@ def _conv_forward(x, weight, bias, silu, reverse):
     return out.to(x.dtype)
 
 
-@_conv_forward.register_fake
+@torch.library.register_fake("facerec::conv_forward")
 def _(x, weight, bias, silu, reverse):
     return _token_major(*x.shape, x, x.dtype)
 
 
-@custom_op(
-    "facerec::conv_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse)"
+@_operator(
+    "conv_backward",
+    "(Tensor grad, Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse)"
     " -> (Tensor, Tensor, Tensor)",
 )
 def _conv_backward(grad, x, weight, bias, silu, reverse):
@@ -389,7 +408,7 @@ def _conv_backward(grad, x, weight, bias, silu, reverse):
     )
 
 
-@_conv_backward.register_fake
+@torch.library.register_fake("facerec::conv_backward")
 def _(grad, x, weight, bias, silu, reverse):
     grad_bias = x.new_empty(0, dtype=torch.float32) if bias is None else bias.new_empty(bias.shape)
     return (
@@ -410,7 +429,7 @@ def _conv_autograd(ctx, grad):
     return (*grads[:2], grads[2] if tensors[2] is not None else None, None, None)
 
 
-_conv_forward.register_autograd(_conv_autograd, setup_context=_conv_setup)
+torch.library.register_autograd("facerec::conv_forward", _conv_autograd, setup_context=_conv_setup)
 
 
 # Everything between a mixer's two large projections.
@@ -435,10 +454,9 @@ def _matrices(projected: Tensor, batch: int, rank: int, states: int) -> list[Ten
     ]
 
 
-@custom_op(
-    "facerec::inner_forward",
-    mutates_args=(),
-    schema=f"({_INNER_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+@_operator(
+    "inner_forward",
+    f"({_INNER_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _inner_forward(
     xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias, reverse, keep
@@ -446,7 +464,7 @@ def _inner_forward(
     tensors = (xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias)
     floats = list(map(_float, tensors))
     out, u, projected, delta, kept = _inner_buffers(*tensors[:5], A, True)
-    batch, length, channels = out.shape
+    batch, _, channels = out.shape
     rank, states = dt_proj_weight.shape[1], A.shape[1]
     x, z = _halves(floats[0])
     _launch_conv(x, *floats[1:3], True, reverse, u.transpose(1, 2))
@@ -475,7 +493,7 @@ def _inner_forward(
 
 
 def _inner_buffers(xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, keep):
-    """out, u, delta (B, L, D); projected (B L, R + 2 N); kept states; all but out empty unless kept."""
+    """out, u (B, L, D), projected (B L, R + 2 N), delta, kept states; all but out empty unless kept."""
     batch, length, _ = xz.shape
     channels, states = A.shape
     wide = (batch, length, channels)
@@ -491,16 +509,15 @@ def _inner_buffers(xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A,
     )
 
 
-@_inner_forward.register_fake
+@torch.library.register_fake("facerec::inner_forward")
 def _(xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias, reverse, keep):
     out, *kept = _inner_buffers(xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, keep)
     return out.to(xz.dtype), *kept
 
 
-@custom_op(
-    "facerec::inner_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor u, Tensor projected, Tensor delta, Tensor kept, {_INNER_INPUTS})"
+@_operator(
+    "inner_backward",
+    f"(Tensor grad, Tensor u, Tensor projected, Tensor delta, Tensor kept, {_INNER_INPUTS})"
     " -> Tensor[]",
 )
 def _inner_backward(
@@ -521,7 +538,7 @@ def _inner_backward(
 ):
     tensors = (xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias)
     floats = list(map(_float, tensors))
-    batch, length, channels = u.shape
+    batch, _, channels = u.shape
     rank, states = dt_proj_weight.shape[1], A.shape[1]
     x, z = _halves(floats[0])
     grad_xz = torch.empty_like(floats[0], memory_format=torch.contiguous_format)
@@ -566,7 +583,7 @@ def _inner_backward(
     return [_like(g, t) for g, t in zip(gradients, tensors, strict=True)]
 
 
-@_inner_backward.register_fake
+@torch.library.register_fake("facerec::inner_backward")
 def _(grad, u, projected, delta, kept, xz, *rest):
     weights = [
         u.new_empty(0) if weight is None else weight.new_empty(weight.shape) for weight in rest[:-1]
@@ -589,4 +606,6 @@ def _inner_autograd(ctx, grad, *_):
     return (*grads, None, None)
 
 
-_inner_forward.register_autograd(_inner_autograd, setup_context=_inner_setup)
+torch.library.register_autograd(
+    "facerec::inner_forward", _inner_autograd, setup_context=_inner_setup
+)

@@ -1,12 +1,12 @@
-"""The selective scan of Mamba, its causal convolution, and everything between a mixer's two projections.
+"""The selective scan of Mamba, its convolution, and all between a mixer's two projections.
 
 Three functions, each one name over several back ends:
 
-* `selective_scan`  -- equation 2 of Gu and Dao, "Mamba" (2023), discretised as their code does it;
-* `causal_conv1d`   -- the short depthwise convolution in front of it;
-* `mamba_inner`     -- convolution, SiLU, x_proj, dt_proj, scan and gate: all between in_proj and out_proj.
+* `selective_scan` -- the recurrence (Gu and Dao, "Mamba", 2023, equation 2 and algorithm 2);
+* `causal_conv1d`  -- the short depthwise convolution in front of it;
+* `mamba_inner`    -- convolution, SiLU, x_proj, dt_proj, scan and gate.
 
-Back ends: `numba` (CPU, fused kernels in `scan_cpu`), `triton` (CUDA, `scan_triton`), `mamba-ssm` (CUDA,
+Back ends: `numba` (CPU, fused kernels: `mamba_cpu`), `triton` (CUDA: `scan_triton`), `mamba-ssm` (CUDA,
 where it is installed), `reference` (PyTorch, a loop over tokens, differentiated by autograd: slow, easy
 to read, and what the others are tested against). `auto` takes the fastest that works on the tensor's
 device; the environment variable FACEREC_SCAN overrides the choice for a whole process.
@@ -19,8 +19,9 @@ What `facerec.model.scan_triton` must export, tensors in any strides, float32 ar
     conv_forward(x, weight, bias, silu) -> out
     conv_backward(grad_out, x, weight, bias, silu) -> gradients of (x, weight, bias)
 
-with B and C always (batch, groups, state, length), weight (channels, width), grad_last_state None where
-nobody asked. They need know neither autograd nor direction: this module wraps them in operators and flips.
+with B and C always (batch, groups, state, length), weight (channels, width), grad_last_state None
+where nobody asked. They need know neither autograd nor direction: this module joins them for autograd
+and flips the tokens.
 
 Axes: B batch, L tokens, D channels (d_inner), N state, G groups of B and C, R rank of delta, W width.
 """
@@ -37,9 +38,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BACKENDS = ("auto", "numba", "triton", "mamba-ssm", "reference")
-
-
-# ---- which back end
 
 
 def resolve_backend(name: str = "auto", device: str | torch.device = "cpu") -> str:
@@ -78,7 +76,9 @@ def _resolve(name: str, device: str) -> str:
 
 def _fastest(device: str) -> str:
     if device == "cpu":
-        if importlib.util.find_spec("numba") and importlib.util.find_spec("facerec.model.mamba_cpu"):
+        if importlib.util.find_spec("numba") and importlib.util.find_spec(
+            "facerec.model.mamba_cpu"
+        ):
             return "numba"
         return _fall_back(device, "numba is not installed")
     if device == "cuda":
@@ -106,9 +106,6 @@ def _mamba_ssm():
     return selective_scan_fn, causal_conv1d_fn
 
 
-# ---- the three operators
-
-
 def selective_scan(
     u: Tensor,  # (B, D, L)
     delta: Tensor,  # (B, D, L)
@@ -128,10 +125,10 @@ def selective_scan(
 
     With dt = softplus(delta + delta_bias) the state h (D, N) runs over the tokens as
 
-        h_t = exp(dt_t A) h_(t-1) + dt_t u_t B_t,     y_t = C_t h_t + D u_t,     out_t = y_t SiLU(z_t)
+        h_t = exp(dt_t A) h_(t-1) + dt_t u_t B_t,  y_t = C_t h_t + D u_t,  out_t = y_t SiLU(z_t)
 
-    (Gu and Dao 2023, equations 2 to 4 and algorithm 2; B discretised by Euler's rule, as in their code).
-    Any strides are taken without a copy; (B, L, D) tensors seen through `transpose(1, 2)` are fastest.
+    (Gu and Dao 2023, equation 2 and algorithm 2; B discretised by Euler's rule, as in their code).
+    Any strides are taken without a copy; (B, L, D) seen through `transpose(1, 2)` is fastest.
 
     Args:
         u, delta: input and step before bias and softplus.
@@ -196,7 +193,7 @@ def causal_conv1d(
         (B, D, L) in x's dtype.
 
     Raises:
-        ValueError: if shapes do not fit, the activation is unknown or the back end cannot run there.
+        ValueError: if shapes do not fit, the activation is unknown or the back end cannot run.
     """
     if activation not in (None, "silu", "swish"):
         raise ValueError(f"activation must be None, 'silu' or 'swish', not {activation!r}")
@@ -233,7 +230,7 @@ def mamba_inner(
     reverse: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """All of a Mamba mixer between in_proj and out_proj (Gu and Dao 2023, figure 3 and algorithm 2).
+    """All of a Mamba mixer between in_proj and out_proj (Gu and Dao 2023, figure 3, algorithm 2).
 
     x, z = halves of xz; u = SiLU(conv(x)); dt, B, C = x_proj(u); delta = dt_proj(dt);
     out = selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True).
@@ -282,9 +279,6 @@ def mamba_inner(
     return out.transpose(1, 2)
 
 
-# ---- the readable reference
-
-
 def reference(
     u: Tensor,
     delta: Tensor,
@@ -298,7 +292,7 @@ def reference(
 ) -> tuple[Tensor, Tensor]:
     """`selective_scan` as a loop over tokens, in float32, or in float64 where u is.
 
-    Shapes as in `selective_scan`, B and C with groups. Returns out (B, D, L) and the last state (B, D, N).
+    Shapes as in `selective_scan`, B and C with groups. Returns out (B, D, L) and h (B, D, N).
     """
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     x, dt, B, C = (t.to(dtype) for t in (u, delta, B, C))
@@ -329,9 +323,6 @@ def _reference_conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) 
     taps = weight.to(dtype)[:, None]
     out = F.conv1d(padded, taps, bias.to(dtype) if bias is not None else None, groups=x.shape[1])
     return (F.silu(out) if silu else out).to(x.dtype)
-
-
-# ---- back ends of others
 
 
 def _mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
@@ -399,9 +390,6 @@ class _TritonConv(torch.autograd.Function):
 
 def _missing(package: str):
     raise ValueError(f"scan back end {package!r} was asked for, but it cannot be imported here")
-
-
-# ---- checks
 
 
 def _backend_for(tensor: Tensor, backend: str) -> str:

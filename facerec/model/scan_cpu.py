@@ -19,26 +19,21 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from facerec.model.jobs_cpu import Kernel, at, next_task, size, view, worker_scratch
 from facerec.model.simd_cpu import (
     LANES,
-    at,
     exp2,
-    kernel,
     lane_sum,
     load,
     load_float,
     load_vector,
-    next_task,
     prefetch,
     sigmoid,
-    size,
     softplus,
     splat,
     store,
     store_float,
     store_vector,
-    view,
-    worker_scratch,
 )
 
 ROW = 4 * LANES  # bytes of a vector
@@ -77,16 +72,15 @@ def _scan_forward_task(job, task, scratch):
     for n in range(states):
         store_vector(rates + n * ROW, load(at(rates_of, n, first, 0), 4, count))
         store_vector(h + n * ROW, splat(0.0))
-    chunk = 0
-    for start in range(0, length, every):
-        if start > 0 and kept[0] != 0:
+    for chunk in range((length + every - 1) // every):
+        start = chunk * every
+        if chunk > 0 and kept[0] != 0:
             target = at(kept, b, chunk - 1, block)
             for n in range(states):
                 store_vector(target + n * ROW, load_vector(h + n * ROW))
         _scan_forward_tokens(
             job, b, group, first, count, start, min(start + every, length), rates, h
         )
-        chunk += 1
     if last[0] != 0:
         for n in range(states):
             store(at(last, b, first, n), last[2], count, load_vector(h + n * ROW))
@@ -124,7 +118,7 @@ def _scan_forward_tokens(job, b, group, first, count, start, stop, rates, h):
         store(at(out, b, first, t), out[2], count, y)
 
 
-@kernel
+@Kernel
 def scan_forward(job):
     """Views: u, delta, rates (N, D), B, C, D, z, delta_bias, out, last state, kept states."""
     scratch = worker_scratch(job)
@@ -160,9 +154,9 @@ def _layout(job, scratch):
 
 @njit(forceinline=True)
 def _scan_backward_task(job, task, scratch):
-    length, states, group_blocks, groups = size(job, 0), size(job, 1), size(job, 3), size(job, 4)
+    length, group_blocks, groups = size(job, 0), size(job, 3), size(job, 4)
     every, splits, batch, pictures = size(job, 6), size(job, 7), size(job, 8), size(job, 9)
-    grads, rows, tile, carried, pairs = _layout(job, scratch)
+    grads, rows, _, carried, pairs = _layout(job, scratch)
     part = task // (groups * splits)
     column = task - part * groups * splits  # of the gradients of B and C
     group = column // splits
@@ -230,7 +224,7 @@ def _fetch_matrices(job, b, group, start, stop, scratch):
 
 @njit(forceinline=True)
 def _open_chunk(job, b, first, count, start, stop, rows):
-    """Rows of the chunk: dt, dt u, gradient of y, softplus', sigmoid of z; zeros for what is summed."""
+    """Rows of the chunk: dt, dt u, grad of y, softplus', sigmoid of z; zeros for three sums."""
     soft, row = size(job, 5), size(job, 6) * ROW
     u, delta, z, grad = view(job, 0), view(job, 1), view(job, 6), view(job, 8)
     shift = _load_optional(view(job, 7), first, count)
@@ -264,7 +258,7 @@ def _open_chunk(job, b, first, count, start, stop, rows):
 def _two_states(job, b, block, chunk, n, tokens, scratch, own):
     """States n and n + 1 of a block through a chunk: forward from the kept ones, then back."""
     states, every = size(job, 1), size(job, 6)
-    grads, rows, tile, carried, pairs = _layout(job, scratch)
+    grads, rows, tile, _, pairs = _layout(job, scratch)
     kept, row = view(job, 9), every * ROW
     rate0, rate1 = load_vector(own + n * ROW), load_vector(own + n * ROW + ROW)
     h0, h1 = splat(0.0), splat(0.0)
@@ -384,7 +378,7 @@ def _store_weights(job, part, group, low, high, carried):
         store(at(grad_bias, part, first, 0), 4, count, load_vector(own + (pairs + 1) * ROW))
 
 
-@kernel
+@Kernel
 def scan_backward(job):
     """Views: u, delta, rates, B, C, D, z, delta_bias, grad of out, kept states, grad of last state;
     gradients of u, delta, z, B and C (B, G * splits, N, L), and shares (parts, ...) of A, D, bias.
@@ -432,7 +426,7 @@ def _conv_forward_task(job, task):
         x0, x1, x2 = x1, x2, x3
 
 
-@kernel
+@Kernel
 def conv_forward(job):
     """Views: x, weight (W, D), bias, out."""
     task = next_task(job)
@@ -499,7 +493,7 @@ def _conv_backward_task(job, task):
     store(at(grad_bias, part, first, 0), 4, count, shift_grad)
 
 
-@kernel
+@Kernel
 def conv_backward(job):
     """Views: x, weight (W, D), bias, grad of out; grad of x, shares (parts, ...) of weight, bias."""
     task = next_task(job)

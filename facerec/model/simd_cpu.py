@@ -1,39 +1,25 @@
-"""Explicit vectors for Numba, and kernels run on PyTorch's own threads.
+"""Explicit float32 vectors for Numba: arithmetic, exponentials, loads and stores.
 
-Two things that the fused kernels in `scan_cpu` stand on:
-
-* A type `LANES` float32 wide with arithmetic, loads, stores and exponentials. Numba leaves vectorisation
-  to LLVM, which gives it up wherever two arrays might overlap; a vector type does not ask. LLVM cuts it
-  into what the processor has (AVX-512, AVX, NEON ...), so one source serves every CPU.
-* `launch`, which runs a compiled kernel over numbered tasks on the OpenMP pool that PyTorch itself uses
-  (GOMP_parallel): a second pool, such as Numba's own, would fight with the first over the cores while
-  its threads still spin. Where there is no such pool, Python threads take the tasks; kernels hold no GIL.
-
-Kernels see memory through addresses. A tensor goes in as a *view* of four integers (address, then three
-strides in bytes), so that any strides cost nothing and a negative one runs over tokens backwards.
+Numba leaves vectorisation to LLVM, which gives it up wherever two arrays might overlap; a vector type
+does not ask. LLVM cuts it into what the processor has (AVX-512, AVX2, NEON ...), so that one source
+serves every CPU. Memory is seen through addresses (int64): no bounds are checked.
 """
 
 from __future__ import annotations
 
 import operator
-import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from ctypes import CDLL, CFUNCTYPE, addressof, c_int, c_int64, c_uint, c_void_p
 
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, models, overload, register_model
-from torch import Tensor
 
 LANES = 16
 LOG2_E = np.float32(1.4426950408889634)
 
 _F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR, _IVECTOR = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
-# Fusing a product into a sum is allowed, reordering sums is not: results must not depend on the compiler.
+# A product may be fused into a sum; sums are never reordered: an order is what makes results exact.
 _FAST = ("contract",)
 
 
@@ -318,38 +304,8 @@ def store(address, stride, count, x):
         _store_lanes(address, stride, count, x)
 
 
-# Jobs: what a kernel is given. Int64: next task, next worker, tasks, scratch, its bytes a worker,
-# sizes up to `_SIZES`, then views of five (address, four strides in bytes).
-_SIZES, _VIEW = 16, 5
-
-
-@njit(forceinline=True)
-def size(job, index):
-    """The index-th size of a job."""
-    return load_int(job, 5 + index)
-
-
-@njit(forceinline=True)
-def view(job, index):
-    """The index-th view of a job: (address, four strides in bytes); address 0 is None."""
-    first = _SIZES + _VIEW * index
-    return (
-        load_int(job, first),
-        load_int(job, first + 1),
-        load_int(job, first + 2),
-        load_int(job, first + 3),
-        load_int(job, first + 4),
-    )
-
-
-@njit(forceinline=True)
-def at(tensor, i, j, k):
-    """Address of element (i, j, k) of a view."""
-    return tensor[0] + i * tensor[1] + j * tensor[2] + k * tensor[3]
-
-
 @intrinsic
-def _fetch_add(typingctx, address, index):
+def fetch_add(typingctx, address, index):
     """Add one to the index-th int64 from an address on, atomically; its value before."""
 
     def codegen(context, builder, signature, args):
@@ -357,75 +313,3 @@ def _fetch_add(typingctx, address, index):
         return builder.atomic_rmw("add", pointer, _I64(1), "monotonic")
 
     return types.int64(types.int64, types.int64), codegen
-
-
-@njit(forceinline=True)
-def worker_scratch(job):
-    """Address of this worker's own scratch memory, aligned to a cache line."""
-    return load_int(job, 3) + _fetch_add(job, 1) * load_int(job, 4)
-
-
-@njit(forceinline=True)
-def next_task(job):
-    """Number of a task that nobody has taken; -1 when all are."""
-    task = _fetch_add(job, 0)
-    return task if task < load_int(job, 2) else -1
-
-
-def as_view(tensor: Tensor | None, reverse: int | None = None) -> list[int]:
-    """A tensor of up to four axes as the integers of a view.
-
-    Args:
-        tensor: float32, any strides; None is address 0.
-        reverse: axis to be walked backwards.
-    """
-    if tensor is None:
-        return [0] * _VIEW
-    strides = [4 * stride for stride in tensor.stride()]
-    address = tensor.data_ptr()
-    if reverse is not None:
-        address += (tensor.shape[reverse] - 1) * strides[reverse]
-        strides[reverse] = -strides[reverse]
-    return [address, *strides, *[0] * (_VIEW - 1 - len(strides))]
-
-
-def launch(kernel, tasks: int, sizes: list[int], views: list[list[int]], scratch: int = 0) -> None:
-    """Run a kernel over `tasks` tasks on PyTorch's threads; returns when all are done.
-
-    Tasks are handed out one by one, so results may not depend on who runs which.
-
-    Args:
-        kernel: from `kernel`.
-        tasks: how many.
-        sizes: for `size`.
-        views: for `view`, from `as_view`.
-        scratch: bytes of scratch memory a worker.
-    """
-    threads = torch.get_num_threads() if tasks > 1 else 1
-    scratch = (scratch + 4095) // 4096 * 4096
-    memory = torch.empty(threads * scratch + 64, dtype=torch.uint8) if scratch else None
-    address = (memory.data_ptr() + 63) // 64 * 64 if memory is not None else 0
-    numbers = [0, 0, tasks, address, scratch, *sizes, *[0] * (_SIZES - 5 - len(sizes))]
-    for integers in views:
-        numbers += integers
-    job = (c_int64 * len(numbers))(*numbers)
-    _run(kernel(), addressof(job), threads)
-
-
-_gomp = getattr(CDLL(None), "GOMP_parallel", None)
-_gomp.argtypes = (c_void_p, c_void_p, c_uint, c_uint)
-_gomp.restype = None
-_CALL = CFUNCTYPE(None, c_int64)
-
-def _run(address, job, threads):
-    if threads == 1:
-        _CALL(address)(job)
-    else:
-        _gomp(address, job, threads, 0)
-
-def kernel(fn):
-    import functools, numba
-    @functools.cache
-    def compiled():
-        return numba.cfunc(types.void(types.int64), error_model="numpy")(fn).address
-    return compiled
