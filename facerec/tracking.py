@@ -189,12 +189,43 @@ def track(settings: TrackingSettings, run_id: str | None = None) -> Iterator[Run
     except (MlflowException, OSError) as error:
         raise InputError(unreachable(error)) from error
     run = Run(active.info.run_id)
-    status = "FAILED"
-    try:
+    with ending():
         run.tag(git_tags(active.data.tags))
         if joined and settings.run_name:
             run.tag({"mlflow.runName": settings.run_name})
         yield run
+
+
+@contextmanager
+def nested(parent: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+    """A run under another one, in its experiment, also from another process; it ends as that of `track` does.
+
+    Args:
+        parent: id of the run above.
+        name: of the new run.
+        tags: that it is born with.
+    """
+    above = patiently(lambda: MlflowClient().get_run(parent))
+    active = patiently(
+        lambda: mlflow.start_run(
+            experiment_id=above.info.experiment_id,
+            run_name=name,
+            nested=True,
+            parent_run_id=parent,
+            tags=dict(tags),
+            log_system_metrics=False,
+        )
+    )
+    with ending():
+        yield Run(active.info.run_id)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Ends the active run: FINISHED, KILLED on Ctrl-C, FAILED on an error."""
+    status = "FAILED"
+    try:
+        yield
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
         status = "KILLED"

@@ -160,6 +160,7 @@ class Trainer:
         store: pictures with their splits; only `train` and `val` are read.
         settings: TrainerSettings and BatchSettings in one.
         save: called with (step, tensors, state) whenever a checkpoint is due.
+        progress: show a bar.
 
     Attributes:
         average: the network whose weights are validated and kept.
@@ -174,9 +175,10 @@ class Trainer:
         store: Store,
         settings: Any,
         save: Callable[[int, dict[str, Tensor], dict[str, Any]], Any] = lambda *parts: None,
+        progress: bool = True,
     ) -> None:
         self.device = resolve_device(settings.device)
-        self.settings, self.store, self.save = settings, store, save
+        self.settings, self.store, self.save, self.progress = settings, store, save, progress
         self.train_indices, self.val_indices = store.indices("train"), store.indices("val")
         self.train_labels = np.unique(store.labels[self.train_indices], return_inverse=True)[1]
         check_batches(self.train_labels, settings)
@@ -215,6 +217,7 @@ class Trainer:
             desc="train",
             mininterval=0.5 if sys.stderr.isatty() else 15,
             dynamic_ncols=True,
+            disable=not self.progress,
         )
 
     def run_epoch(self, bar: tqdm) -> dict[str, float]:

@@ -111,14 +111,7 @@ def train(
         on_epoch: called with the metrics of each epoch, 0 included, when they have been logged.
     """
     folder = Path(settings.output) / mlflow_run.id
-    torch.manual_seed(settings.seed)
-    network = build_network(settings)
-    objective = Objective(
-        settings, len(np.unique(store.labels[store.indices("train")])), settings.embedding_dim
-    )
-    trainer = Trainer(network, objective, store, settings, keeper(folder, settings, store))
-    if checkpoint:
-        trainer.restore(checkpoint)
+    trainer = make_trainer(settings, store, folder, checkpoint)
     describe(mlflow_run, trainer, store)
     references = reference_lines(store)
     if not checkpoint:
@@ -132,6 +125,25 @@ def train(
             conclude(trainer, mlflow_run, settings, folder, references)
             raise
         conclude(trainer, mlflow_run, settings, folder, references)
+    return trainer
+
+
+def make_trainer(
+    settings: TrainSettings,
+    store: Store,
+    folder: Path,
+    checkpoint: Checkpoint | None = None,
+    progress: bool = True,
+) -> Trainer:
+    """The trainer of a run, before its first step or at its saved one; checkpoints go into `folder`."""
+    torch.manual_seed(settings.seed)
+    network = build_network(settings)
+    identities = len(np.unique(store.labels[store.indices("train")]))
+    objective = Objective(settings, identities, settings.embedding_dim)
+    save = keeper(folder, settings, store)
+    trainer = Trainer(network, objective, store, settings, save, progress)
+    if checkpoint:
+        trainer.restore(checkpoint)
     return trainer
 
 
