@@ -86,7 +86,9 @@ def _background(d: Dice) -> np.ndarray:
         elif kind == 1:
             cv2.rectangle(pixels, (x, y), (x + size, y + size * 2), colour, -1)
         else:
-            cv2.line(pixels, (x, 0), (LARGE - x, LARGE - y + size), colour, 8 + size // 6)
+            foot, far, wide = LARGE - x, LARGE - y + size, 4 + size // 12
+            beam = [(x - wide, 0), (x + wide, 0), (foot + wide, far), (foot - wide, far)]
+            cv2.fillConvexPoly(pixels, np.array(beam, np.int32), colour)
     return pixels
 
 

@@ -2,7 +2,8 @@
 
 The frame: x to the right, y down, z to the viewer; the skull is about one unit from centre to crown.
 Features lie on a bulging surface and turn with the head, so that yaw moves the nose further than the
-eyes. Corners are rounded to 1/16 pixel, then OpenCV fills in fixed point.
+eyes. Corners are rounded to 1/16 pixel, then OpenCV fills convex pieces in fixed point; of its drawing
+functions those for concave polygons and thick curves differ between versions, and are not used.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ UNIT = np.round(
     np.stack([np.cos(np.arange(40) * (np.pi / 20)), np.sin(np.arange(40) * (np.pi / 20))], 1), 9
 )
 SMALL = UNIT[::4]
-RUN = np.arange(12) / 11
+RUN = np.arange(9) / 8
 
 
 class Canvas:
@@ -25,48 +26,60 @@ class Canvas:
 
     def __init__(self, moment: Moment, person: Person) -> None:
         self.moment, self.person = moment, person
-        self._shapes: list[tuple[np.ndarray, Colour, float, float]] = []
+        self._shapes: list[tuple[np.ndarray, bool, Colour, float, float]] = []
 
     def fill(
         self, points: np.ndarray, colour: Colour, lift: float | None = None, out: float = 0.0
     ) -> None:
-        """Add a filled outline (n, 2).
+        """Add a filled convex outline (n, 2).
 
         `lift` None lets the points ride on the surface of the face, `out` above it; a number is a fixed z,
         whose outline turns little.
         """
-        self._shapes.append((points, colour, np.nan if lift is None else lift, out))
+        self._shapes.append((points, False, colour, np.nan if lift is None else lift, out))
 
-    def stroke(
+    def band(
         self,
-        points: np.ndarray,
-        width: float,
+        one: np.ndarray,
+        other: np.ndarray,
         colour: Colour,
         lift: float | None = None,
         out: float = 0.0,
     ) -> None:
-        """Add a band of constant width along a line (n, 2), which may be closed."""
+        """Add what lies between two lines of as many points, (n, 2) each."""
+        both = np.concatenate([one, other])
+        self._shapes.append((both, True, colour, np.nan if lift is None else lift, out))
+
+    def stroke(
+        self, points: np.ndarray, width: float, colour: Colour, lift: float | None = None
+    ) -> None:
+        """Add a line (n, 2), open or closed, of some width."""
         step = points[1:] - points[:-1]
         step = np.concatenate([step[:1], step[1:] + step[:-1], step[-1:]])
         if (points[0] == points[-1]).all():
             step[0] = step[-1] = step[0] + step[-1]
         length = np.sqrt(step[:, :1] ** 2 + step[:, 1:] ** 2) + 1e-9
         normal = step[:, ::-1] * [-1, 1] / length * (width / 2)
-        self.fill(np.concatenate([points + normal, (points - normal)[::-1]]), colour, lift, out)
+        self.band(points + normal, points - normal, colour, lift)
 
     def draw(self, pixels: np.ndarray) -> None:
         """Fill all shapes, in order, into (H, H, 3) uint8."""
         sizes = [len(shape[0]) for shape in self._shapes]
         corners = self._place(
             np.concatenate([shape[0] for shape in self._shapes]),
-            np.repeat([shape[2] for shape in self._shapes], sizes),
             np.repeat([shape[3] for shape in self._shapes], sizes),
+            np.repeat([shape[4] for shape in self._shapes], sizes),
             len(pixels),
         )
         end = 0
-        for (_, colour, _, _), size in zip(self._shapes, sizes, strict=True):
+        for (_, paired, colour, _, _), size in zip(self._shapes, sizes, strict=True):
             start, end = end, end + size
-            cv2.fillPoly(pixels, [corners[start:end]], colour, shift=4)
+            pieces = corners[None, start:end]
+            if paired:
+                one, other = corners[start : start + size // 2], corners[start + size // 2 : end]
+                pieces = np.stack([one[:-1], one[1:], other[1:], other[:-1]], 1)
+            for piece in pieces:
+                cv2.fillConvexPoly(pixels, piece, colour, cv2.LINE_8, 4)
 
     def _place(
         self, points: np.ndarray, lift: np.ndarray, out: np.ndarray, side: int
@@ -106,7 +119,7 @@ def ellipse(x: float, y: float, rx: float, ry: float, tilt: float = 0.0) -> np.n
 
 
 def line(*points: tuple[float, float]) -> np.ndarray:
-    """(12, 2) of a quadratic curve through three points, or (2, 2) of a straight line."""
+    """(9, 2) of a quadratic curve through three points, or (2, 2) of a straight line."""
     if len(points) == 2:
         return np.array(points)
     start, middle, end = np.array(points)

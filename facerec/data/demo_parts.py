@@ -8,6 +8,7 @@ from facerec.data.demo_canvas import UNIT, Canvas, ellipse, line
 from facerec.data.demo_person import Colour, Person, dark, light, mix
 
 LENS_Z = 0.56
+ARC = np.concatenate([UNIT[20:], UNIT[:1]])  # from the left temple over the crown to the right
 
 
 def head_outline(p: Person, grow: float = 1.0, down: float = 0.0) -> np.ndarray:
@@ -45,7 +46,7 @@ def draw_back(c: Canvas, p: Person) -> None:
         x = w * (1 + p.wave * np.where(np.arange(16) % 4 < 2, 1.0, -1.0))
         x[:3] *= np.array([0.8, 0.92, 0.98])
         sides = np.stack([x, y], 1)
-        c.fill(np.concatenate([sides, (sides * [-1, 1])[::-1]]), shade, -0.2)
+        c.band(sides, sides * [-1, 1], shade, -0.2)
 
 
 def draw_body(c: Canvas, p: Person, shirt: Colour) -> None:
@@ -90,12 +91,13 @@ def draw_marks(c: Canvas, p: Person) -> None:
 
 def draw_beard(c: Canvas, p: Person) -> None:
     if p.beard in ("full", "chinstrap"):
-        outline = head_outline(p, 1.02)
-        low = outline[outline[:, 1] > 0.12]
-        low = low[np.argsort(low[:, 0], kind="stable")]
-        rise = 0.36 if p.beard == "full" else 0.62 + 0.2 * p.beard_size
-        top = line((low[-1, 0], low[-1, 1]), (0, rise * p.chin), (low[0, 0], low[0, 1]))
-        c.fill(np.concatenate([low, top]), p.beard_colour, 0.12)
+        jaw = head_outline(p, 1.02)
+        jaw = jaw[jaw[:, 1] > 0.12][::-1]  # from left to right
+        rise = (0.36 if p.beard == "full" else 0.62 + 0.2 * p.beard_size) * p.chin
+        run = np.arange(len(jaw)) / (len(jaw) - 1)
+        top = jaw[0, 1] + 4 * run * (1 - run) * (rise - jaw[0, 1])
+        across = jaw[0, 0] + run * (jaw[-1, 0] - jaw[0, 0])
+        c.band(np.stack([across, top], 1), jaw, p.beard_colour, 0.12)
     if p.beard == "goatee":
         c.fill(ellipse(0, p.chin * 0.86, 0.2 * p.beard_size, 0.2), p.beard_colour)
     if p.beard in ("full", "goatee", "moustache"):
@@ -108,38 +110,28 @@ def draw_beard(c: Canvas, p: Person) -> None:
 
 def draw_mouth(c: Canvas, p: Person) -> None:
     m, y, w = c.moment, p.mouth_y, p.mouth_w * (1 + 0.18 * c.moment.smile)
-    lift = -0.11 * m.smile
-    left, right, middle = (-w, y + lift), (w, y + lift), (0, y)
-    gap = 0.13 * m.open
-    upper = np.concatenate(
-        [
-            line(left, (-w * 0.35, y - p.lip_top * 0.75), (0, y - p.lip_top * 0.6)),
-            line((0, y - p.lip_top * 0.6), (w * 0.35, y - p.lip_top * 0.75), right),
-            line(right, middle, left),
-        ]
-    )
-    lower = np.concatenate([line(left, (0, y + gap + p.lip_low), right), line(right, middle, left)])
-    c.fill(upper, dark(p.lips, 0.14))
-    c.fill(lower, p.lips)
-    hole = np.concatenate([line(left, (0, y + gap), right), line(right, middle, left)]) * [
-        0.92,
-        1,
-    ] + [0, 0.005]
+    left, right = (-w, y - 0.11 * m.smile), (w, y - 0.11 * m.smile)
+    gap, middle, bow = 0.13 * m.open, line(left, (0, y), right), (0, y - p.lip_top * 0.6)
+    for corner, side in ((left, -1), (right, 1)):
+        upper = line(corner, (side * w * 0.35, y - p.lip_top * 0.75), bow)
+        c.band(
+            upper, line(corner, (side * w * 0.45, y - 0.02 * m.smile), (0, y)), dark(p.lips, 0.14)
+        )
+    c.band(middle, line(left, (0, y + gap + p.lip_low), right), p.lips)
     if gap > 0.03:
-        c.fill(hole, (92, 26, 34))
-        teeth = np.concatenate(
-            [line(left, (0, y + gap * 0.45), right), line(right, middle, left)]
-        ) * [0.78, 1] + [0, 0.01]
-        c.fill(teeth, (246, 240, 230))
+        inner = middle * (0.92, 1) + (0, 0.005)
+        c.band(inner, line(left, (0, y + gap), right) * (0.92, 1), (92, 26, 34))
+        teeth = line(left, (0, y + gap * 0.45), right)
+        c.band(middle * (0.78, 1) + (0, 0.01), teeth * (0.78, 1) + (0, 0.01), (246, 240, 230))
     else:
-        c.stroke(line(left, middle, right), 0.025, dark(p.lips, 0.55))
+        c.stroke(middle, 0.025, dark(p.lips, 0.55))
 
 
 def draw_nose(c: Canvas, p: Person) -> None:
     top, tip, w = p.eye_y + 0.03, p.eye_y + 0.06 + p.nose_len, p.nose_w
     away = -1 if c.moment.sun[0] > 0 else 1
-    side = np.array([(away * p.nose_bridge, top), (away * w, tip), (0, tip + 0.02), (0, top)])
-    c.fill(side, dark(p.skin, 0.13), None, 0.05)
+    bridge, wing = (away * p.nose_bridge, top), (away * w, tip)
+    c.band(line(bridge, wing), line((0, top), (0, tip + 0.02)), dark(p.skin, 0.13), None, 0.05)
     c.fill(ellipse(0, tip - 0.02, w * 0.62, w * 0.5), light(p.skin, 0.08), None, 0.13)
     for s in (-1, 1):
         c.fill(ellipse(s * w * 0.72, tip, w * 0.34, w * 0.34), dark(p.skin, 0.07), None, 0.05)
@@ -172,23 +164,17 @@ def draw_hair(c: Canvas, p: Person) -> None:
     """The cap of hair over the forehead: an outer arc and a hairline with its own shape."""
     if p.bald:
         return
-    arc = UNIT[20 : 41 - 1]  # left temple over the crown to the right one
-    grow = np.array([p.width + p.volume * 0.8, p.crown + p.volume])
-    outer = arc * grow
+    outer = ARC * (p.width + p.volume * 0.8, p.crown + p.volume)  # left temple to right
     outer[:, 1] -= p.quiff * np.maximum(0.0, 1 - np.abs(outer[:, 0] - p.part * 0.6) / 0.6)
-    outer = np.concatenate([[(-grow[0] * 0.98, p.burns)], outer, [(grow[0] * 0.98, p.burns)]])
-    x = np.linspace(p.width * 0.93, -p.width * 0.93, 2 * p.teeth * 2 + 1)
+    outer[0, 1] = outer[-1, 1] = p.burns
+    x = ARC[:, 0] * p.width * 0.95
     bend = np.abs(x - p.part) / p.width
-    y = (
-        p.hairline
-        - p.peak * np.maximum(0.0, 1 - bend * 1.6)
-        + p.slant * x
-        + 0.22 * (x / p.width) ** 4
+    y = p.hairline - p.peak * np.maximum(0.0, 1 - bend * 1.6) + p.slant * x
+    y += 0.22 * (x / p.width) ** 4 + p.zigzag * np.where(
+        np.arange(len(ARC)) // p.lock % 2, 1.0, -1.0
     )
-    y = y + p.zigzag * np.where(np.arange(len(x)) % 2, 1.0, -1.0)
-    front = np.stack([x, np.maximum(y, -p.crown * 0.97)], 1)
-    front[0, 1] = front[-1, 1] = max(p.burns, p.hairline)
-    c.fill(np.concatenate([outer, front]), p.hair, 0.1)
+    y[0] = y[-1] = max(p.burns, p.hairline)
+    c.band(outer, np.stack([x, np.maximum(y, -p.crown * 0.97)], 1), p.hair, 0.1)
     for k in range(3):
         a = -0.5 + 0.4 * k + p.part * 0.3
         top = -(p.crown + p.volume) * (0.96 - 0.25 * a * a)
@@ -208,7 +194,7 @@ def draw_glasses(c: Canvas, p: Person) -> None:
     for s in (-1, 1):
         ring = ellipse(s * p.eye_x, p.eye_y + 0.01, p.frame_r, p.frame_r * 0.88)
         if p.glasses == "square":
-            corners = np.clip(UNIT * 1.25, -1, 1) * [p.frame_r, p.frame_r * 0.78]
+            corners = np.clip(UNIT * 1.25, -1, 1) * (p.frame_r, p.frame_r * 0.78)
             ring = np.array([s * p.eye_x, p.eye_y]) + corners
         _draw_lens(c, p, s, ring, p.frame, p.frame_w)
     _draw_bridge(c, p, p.frame)
@@ -224,7 +210,7 @@ def draw_sunglasses(c: Canvas, p: Person, colour: Colour) -> None:
 
 
 def _draw_lens(c: Canvas, p: Person, s: int, ring: np.ndarray, frame: Colour, width: float) -> None:
-    c.stroke(np.concatenate([ring, ring[:1]]), width, frame, LENS_Z)
+    c.stroke(np.concatenate([ring[::2], ring[:1]]), width, frame, LENS_Z)
     outer = float(np.abs(ring[:, 0]).max())
     c.stroke(
         line((s * outer, p.eye_y), (s * max(p.width, outer), p.eye_y - 0.04)), 0.05, frame, 0.2
@@ -239,9 +225,7 @@ def _draw_bridge(c: Canvas, p: Person, frame: Colour) -> None:
 def draw_scarf(c: Canvas, top: float, colour: Colour) -> None:
     """A cloth over mouth and chin."""
     edge = line((-0.98, top + 0.12), (0, top), (0.98, top + 0.12))
-    c.fill(
-        np.concatenate([edge, [(0.9, 1.35), (0.3, 1.95), (-0.3, 1.95), (-0.9, 1.35)]]), colour, 0.2
-    )
+    c.band(edge, line((-0.85, 1.4), (0, 2.0), (0.85, 1.4)), colour, 0.2)
     for k, drop in enumerate((0.22, 0.5, 0.8)):
         fold = line((-0.9, top + drop), (0.1, top + drop + 0.2), (0.92, top + drop - 0.05 * k))
         c.stroke(fold, 0.035, dark(colour, 0.3), 0.2)

@@ -110,7 +110,7 @@ class Person:
         self.hairline, self.part, self.slant = u(-0.72, -0.34), u(-0.45, 0.45), u(-0.28, 0.28)
         self.peak = u(-0.16, 0.28)  # hairline rises (or dips) at the parting
         self.zigzag = u(0.04, 0.10) if d.chance(0.3) else 0.0
-        self.teeth = 3 + d.below(5)
+        self.lock = 1 + d.below(3)  # width of a strand of the fringe
         self.burns = u(-0.35, 0.35)
         self.back = ("none", "long", "none", "bob", "afro", "bun", "tails", "long")[d.below(8)]
         self.back_end, self.back_w, self.wave = u(0.75, 1.5), u(1.08, 1.4), u(0.0, 0.07)
