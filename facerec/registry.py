@@ -23,7 +23,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
+from mlflow.models import Model, ModelSignature, get_model_info
 from mlflow.models.model import ModelInfo
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from PIL import Image
@@ -159,10 +159,10 @@ def _version(run_id: str, name: str) -> str:
     )
     if known:
         return str(max(int(v.version) for v in known))
-    with no_artifact_bars(), _quiet():
-        version = patiently(
-            lambda: mlflow.register_model(f"runs:/{run_id}/{NAME}", name, tags=validation_tags(run))
-        )
+    uri = f"runs:/{run_id}/{NAME}"
+    with _quiet():
+        get_model_info(uri)  # before anything is made in the registry
+        version = patiently(lambda: mlflow.register_model(uri, name, tags=validation_tags(run)))
     return str(version.version)
 
 
@@ -284,7 +284,7 @@ def _copy_package(target: Path) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without MLflow's remarks on its own working: on type hints that we leave out on purpose, on the input example."""
+    """Without MLflow's remarks on its own working, and its progress bars."""
     loggers = [
         logging.getLogger(n)
         for n in ("mlflow.models.model", "mlflow.pyfunc", "mlflow.pyfunc.model")

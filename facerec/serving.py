@@ -65,7 +65,7 @@ class FaceModel(PythonModel):
         columns = _columns(frame)
         if len(columns) == 1:
             return self._embedder.embed(_pictures(columns[0]), **how)
-        far = float(params.get("far") or 1e-3)
+        far = 1e-3 if params.get("far") is None else float(params["far"])
         self._embedder.judge(0.0, far)  # an impossible FAR is told before any work
         a, b = (self._embedder.embed(_pictures(column), **how) for column in columns)
         verdicts = [self._embedder.judge(float(s), far) for s in np.clip((a * b).sum(1), -1, 1)]

@@ -1,0 +1,80 @@
+"""`facerec predict`: a pair, a gallery, and questions that cannot be answered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from facerec.commands import predict
+from facerec.settings import InputError, resolve
+from tests.models import encoded, make_model, picture
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, two pictures and a gallery of three people."""
+    monkeypatch.setenv("FACEREC_SCAN", "reference")
+    monkeypatch.chdir(tmp_path)
+    make_model(tmp_path / "model")
+    (tmp_path / "gallery").mkdir()
+    for seed in range(3):
+        (tmp_path / "gallery" / f"person {seed}.png").write_bytes(encoded(picture(seed)))
+    for name, seed in (("one.png", 1), ("two.jpg", 2)):
+        (tmp_path / name).write_bytes(
+            encoded(picture(seed, 90), "PNG" if name.endswith("png") else "JPEG")
+        )
+    return tmp_path
+
+
+def ask(capsys: pytest.CaptureFixture[str], **given: Any) -> str:
+    predict.run(resolve(predict.SETTINGS, {"model": "model", "device": "cpu", **given}))
+    return capsys.readouterr().out
+
+
+def test_a_pair(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = ask(capsys, a="one.png", b="one.png", far="0.001")
+    assert told.startswith("the same person at FAR 0.001") and "20,000 validation pairs" in told
+    answer = json.loads(ask(capsys, a="one.png", b="two.jpg", json="true", picture="both.png"))
+    assert answer["a"] == "one.png" and answer["threshold"] == 0.5
+    assert answer["same_person"] is (answer["similarity"] >= 0.5)
+    assert (world / "both.png").stat().st_size > 1000
+
+
+def test_a_gallery(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (world / "gallery" / "broken.jpg").write_bytes(b"no picture")
+    who = {"gallery": "gallery", "probe": "gallery/person 2.png"}
+    answer = json.loads(ask(capsys, **who, top=2, json="true"))
+    assert answer["matches"][0]["name"] == "person 2" and len(answer["matches"]) == 2
+    assert answer["people"] == 3 and answer["skipped"][0]["picture"].endswith("broken.jpg")
+    told = ask(capsys, **who)
+    assert "person 2" in told.splitlines()[1] and "broken.jpg: not a picture" in told
+
+
+@pytest.mark.parametrize(
+    "given, reason",
+    [
+        ({}, "give two pictures"),
+        ({"a": "one.png"}, "given: a$"),
+        ({"a": "one.png", "b": "two.jpg", "probe": "one.png"}, "given: a, b, probe"),
+        ({"a": "one.png", "gallery": "gallery"}, "given: a, gallery"),
+        ({"a": "one.png", "b": "none.png"}, "none.png: no such file"),
+        ({"a": "one.png", "b": "https://example.org/b.jpg"}, "URL"),
+        ({"a": "one.png", "b": "two.jpg", "far": "1"}, "far=1"),
+        ({"a": "one.png", "b": "two.jpg", "far": "0.3"}, "it has: 0.1, 0.001"),
+        ({"a": "one.png", "b": "two.jpg", "model": "elsewhere"}, "no such folder in /"),
+        ({"a": "one.png", "b": "two.jpg", "device": "toaster"}, "device=toaster"),
+        ({"a": "one.png", "b": "two.jpg", "picture": "no/such.png"}, "picture=no/such.png"),
+        ({"a": "one.png", "b": "two.jpg", "picture": "odd.xyz"}, "picture=odd.xyz"),
+        ({"gallery": "model", "probe": "one.png"}, "no usable picture"),
+        ({"a": "one.png", "b": "two.jpg", "faar": "1"}, "did you mean 'far'"),
+    ],
+)
+def test_what_cannot_be_answered(
+    world: Path, capsys: pytest.CaptureFixture[str], given: dict[str, str], reason: str
+) -> None:
+    with pytest.raises(InputError, match=reason) as caught:
+        ask(capsys, **given)
+    assert "\n" not in str(caught.value)

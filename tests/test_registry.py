@@ -1,0 +1,291 @@
+"""Models in MLflow: logged, loaded, registered, promoted, and served over HTTP to people who mean harm."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+
+from facerec import FaceEmbedder
+from facerec.data.store import open_store
+from facerec.model.network import build_network
+from facerec.model_folder import write_model
+from facerec.registry import log_model, register
+from facerec.settings import InputError, as_params
+from tests.models import CALIBRATION, encoded, hostile_pictures, make_model, picture, recipe, seen
+
+
+@pytest.fixture(autouse=True)
+def reference_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing to compile, also in the servers that tests start."""
+    monkeypatch.setenv("FACEREC_SCAN", "reference")
+
+
+def logged(folder: Path, params: dict[str, str] | None = None) -> str:
+    """A run with the model in it."""
+    with mlflow.start_run() as run:
+        mlflow.log_params(params or {})
+        mlflow.log_metric("val/map_at_r", 0.25, step=1)
+        mlflow.log_metric("val/map_at_r", 0.5, step=2)
+        mlflow.set_tag("best.epoch", "1")
+    log_model(folder, run.info.run_id)
+    return run.info.run_id
+
+
+def test_a_logged_model_answers_like_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(tmp_path / "model")
+    run_id = logged(tmp_path / "model")
+    paths = []
+    for seed in (1, 2):
+        paths.append(str(tmp_path / f"{seed}.png"))
+        Path(paths[-1]).write_bytes(encoded(picture(seed)))
+    expected = FaceEmbedder.load(tmp_path / "model", "cpu").embed(paths)
+
+    model = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
+    found = model.predict(pd.DataFrame({"image": [paths[0], Path(paths[1]).read_bytes()]}))
+    assert np.allclose(found, expected, atol=1e-6)
+    pairs = pd.DataFrame({"image_a": paths, "image_b": [paths[0]] * 2})
+    verdicts = model.predict(pairs, params={"far": 0.1})
+    assert list(verdicts.columns) == ["similarity", "probability", "same_person"]
+    assert verdicts.similarity[1] == pytest.approx(float(expected[0] @ expected[1]), abs=1e-5)
+    for bad in (pd.DataFrame({"image": ["nowhere.png"]}), pd.DataFrame({"picture": paths})):
+        with pytest.raises(MlflowException) as caught:
+            model.predict(bad)
+        assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+
+    monkeypatch.setenv("MLFLOW_ALLOW_MODEL_CODE_EXECUTION", "false")
+    embedder = FaceEmbedder.load(f"runs:/{run_id}/model", "cpu")
+    assert np.allclose(embedder.embed(paths), expected, atol=1e-6)
+
+
+def test_what_is_logged_beside_the_weights(tmp_path: Path) -> None:
+    make_model(tmp_path / "model")
+    run_id = logged(tmp_path / "model")
+    folder = Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/model"))
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert "code/facerec/embedder.py" in names and "artifacts/face_model/MODEL_CARD.md" in names
+    assert not [n for n in names if n.endswith((".pkl", ".pyc", ".pt"))]
+    assert [n for n in names if n.endswith(".safetensors")] == [
+        "artifacts/face_model/weights.safetensors"
+    ]
+    wanted = (folder / "requirements.txt").read_text().split()
+    assert "mlflow<4,>=3.17" in wanted and f"numpy=={np.__version__}" in wanted
+    assert not [w for w in wanted if w.startswith(("facerec", "plotly", "optuna", "scikit"))]
+
+
+# ---- registering and promoting
+
+
+@pytest.fixture
+def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Parameters of runs on people who are told apart by colour: 24 of them with 4 pictures each."""
+    monkeypatch.setenv("FACEREC_CACHE", str(tmp_path / "cache"))
+    noise = np.random.default_rng(0)
+    for person in range(24):
+        for number in range(4):
+            shade = picture(person) // 2 + noise.integers(0, 60, (40, 40, 3), np.uint8)
+            path = tmp_path / "faces" / f"person {person}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(shade.astype(np.uint8)))
+    return as_params(recipe(data=str(tmp_path / "faces")))
+
+
+def trained(folder: Path, faces: dict[str, str], blind: bool, **provenance: Any) -> str:
+    """A run on those faces. A blind model sees nothing but the upper left corner's brightness."""
+    torch.manual_seed(0)
+    settings = recipe(data=faces["data"], backbone="resnet18")
+    network = build_network(settings).eval()
+    if blind:
+        with torch.no_grad():
+            network.backbone.fc.weight.mul_(1e-6)
+    whole = {"calibration": CALIBRATION, "card": "", "provenance": provenance or seen()}
+    write_model(folder, network, settings, **whole)
+    run_id = logged(folder, faces)
+    mlflow.MlflowClient().set_tag(run_id, "data.digest", open_store(settings).digest)
+    return run_id
+
+
+def test_the_alias_goes_to_the_better_model(tmp_path: Path, faces: dict[str, str]) -> None:
+    client = mlflow.MlflowClient()
+    blind = trained(tmp_path / "blind", faces, blind=True)
+    sighted = trained(tmp_path / "sighted", faces, blind=False)
+    first = register(blind, "faces", "champion")
+    assert first.promoted and "nobody had" in first.told
+    version = client.get_model_version("faces", first.version)
+    assert version.tags["val/map_at_r"] == "0.250000"  # of the best epoch, not of the last
+
+    second = register(sighted, "faces", "champion")
+    assert (
+        second.promoted and "better: val/map_at_r" in second.told and "95 % interval" in second.told
+    )
+    again = register(sighted, "faces", "champion")
+    assert again.version == second.version and "has the alias champion already" in again.told
+    third = register(blind, "faces", "champion")
+    assert third.version == first.version and not third.promoted
+    assert f"stays on version {second.version}" in third.told
+    assert FaceEmbedder.load("models:/faces@champion", "cpu").config.network.backbone == "resnet18"
+    assert register(blind, "faces", "champion", force=True).promoted
+    assert str(client.get_model_version_by_alias("faces", "champion").version) == first.version
+
+
+def test_a_champion_that_has_met_the_people_stays(tmp_path: Path, faces: dict[str, str]) -> None:
+    store = open_store(recipe(data=faces["data"]))
+    people = {store.names[i] for i in store.labels[store.indices("val")]}
+    register(trained(tmp_path / "old", faces, blind=True, **seen(*people)), "faces", "champion")
+    done = register(trained(tmp_path / "new", faces, blind=False), "faces", "champion")
+    assert (
+        not done.promoted
+        and f"trained on {len(people)} of the {len(people)} validation people" in done.told
+    )
+
+
+def test_what_cannot_be_registered(tmp_path: Path, faces: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="run nobody cannot be registered"):
+        register("nobody")
+    with mlflow.start_run() as empty:
+        pass
+    with pytest.raises(InputError, match="cannot be registered"):
+        register(empty.info.run_id)
+    assert not mlflow.MlflowClient().search_registered_models()
+    register(trained(tmp_path / "old", faces, blind=True), "faces", "champion")
+    run_id = trained(tmp_path / "new", faces, blind=False)
+    (Path(faces["data"]) / "person 1" / "0.png").unlink()
+    with pytest.raises(InputError, match="changed"):
+        register(run_id, "faces", "champion")
+
+
+# ---- over HTTP
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """`mlflow models serve` of a logged model: the address of its /invocations, and the model folder."""
+    folder = tmp_path_factory.mktemp("served")
+    make_model(folder / "model")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACEREC_SCAN", "reference")
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.chdir(folder)
+        run_id = logged(folder / "model")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [
+            "mlflow",
+            "models",
+            "serve",
+            "-m",
+            f"runs:/{run_id}/model",
+            "--env-manager",
+            "local",
+        ]
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command, "--host", "127.0.0.1", "--port", str(port)],
+            start_new_session=True,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        )
+        try:
+            wait_for(f"http://127.0.0.1:{port}/ping", server)
+            yield f"http://127.0.0.1:{port}/invocations", folder / "model"
+        finally:
+            os.killpg(server.pid, 15)
+            server.wait(20)
+
+
+def wait_for(url: str, server: subprocess.Popen) -> None:
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert server.poll() is None, "the server ended"
+            time.sleep(0.2)
+    raise AssertionError("the server does not answer")
+
+
+def ask(url: str, body: Any, kind: str = "application/json") -> tuple[int, Any]:
+    """Status and answer."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        request = urllib.request.Request(url, data, {"Content-Type": kind})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def rows(*records: dict[str, Any], **params: Any) -> dict[str, Any]:
+    return {"dataframe_records": list(records), **({"params": params} if params else {})}
+
+
+def test_served_to_many_at_once(served: tuple[str, Path]) -> None:
+    url, folder = served
+    pictures = [encoded(picture(seed)) for seed in range(16)]
+    expected = FaceEmbedder.load(folder, "cpu").embed(pictures)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda p: ask(url, rows({"image": text(p)})), pictures))
+    assert {status for status, _ in answers} == {200}
+    found = [answer["predictions"][0] for _, answer in answers]
+    assert np.allclose(found, expected, atol=1e-5)
+    pair = {"image_a": text(pictures[0]), "image_b": text(pictures[0])}
+    status, answer = ask(url, rows(pair, far=0.1, align="none"))
+    assert status == 200 and answer["predictions"][0]["same_person"] is True
+
+
+def test_served_to_people_who_mean_harm(served: tuple[str, Path]) -> None:
+    url, folder = served
+    good = text(encoded(picture(1)))
+    secret = folder.parent / "secret.png"
+    secret.write_bytes(encoded(picture(2)))
+    bad = [rows({"image": text(data)}) for data in hostile_pictures().values()]
+    bad += [
+        rows({"image": str(secret)}),
+        rows({"image": secret.as_uri()}),
+        rows({"image": "secret.png"}),
+    ]
+    bad += [
+        rows({"image": value})
+        for value in ("http://localhost/x.png", "!", "", 7, None, {"path": str(secret)})
+    ]
+    bad += [
+        rows({"image": good}, align="five-point"),
+        rows({"image": good}, choice="x"),
+    ]
+    bad += [rows({"image_a": good}), rows({"face": good}), rows(), rows(*[{"image": good}] * 1025)]
+    bad += [rows({"image_a": good, "image_b": good}, far=far) for far in (2.0, 1e-4, 0.0)]
+    bad += [
+        {"dataframe_split": {"columns": ["image"], "data": [[str(secret)]]}},
+        {"inputs": {"image": [str(secret)]}},
+    ]
+    bad += [b"{", b"[]", {"instances": [1, 2]}, b"\xff\xfe"]
+    for body in bad:
+        status, answer = ask(url, body)
+        assert status == 400, (str(body)[:200], status, answer)
+        assert "Traceback" not in answer and 'File "' not in answer, answer
+    status, answer = ask(url, f"image\n{secret}\n".encode(), "text/csv")
+    assert status == 400 and "no base64" in answer
+    assert ask(url, rows({"image": good}))[0] == 200
