@@ -53,16 +53,21 @@ def resolve_backend(name: str = "auto", device: str | torch.device = "cpu") -> s
     Raises:
         ValueError: if the name is unknown or the back end cannot run on that device.
     """
-    return _resolve(os.environ.get("FACEREC_SCAN") or name, torch.device(device).type)
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    key = (os.environ.get("FACEREC_SCAN") or name, torch.device(device).type, interpreted)
+    if key not in _resolved:
+        _resolved[key] = _resolve(*key)
+    return _resolved[key]
 
 
-@functools.cache
-def _resolve(name: str, device: str) -> str:
+_resolved: dict[tuple[str, str, bool], str] = {}
+
+
+def _resolve(name: str, device: str, interpreted: bool) -> str:
     if name not in BACKENDS:
         raise ValueError(f"scan back end {name!r} is unknown; there are {', '.join(BACKENDS)}")
     if name == "auto":
         return _fastest(device)
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     devices = {
         "numba": ("cpu",),
         "triton": ("cuda", "cpu") if interpreted else ("cuda",),
