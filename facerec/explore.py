@@ -65,12 +65,14 @@ def pca(embeddings: np.ndarray, dimensions: int = 3) -> tuple[np.ndarray, np.nda
 
     Fewer components than asked for (few faces, a small embedding) are filled with zeros.
     """
+    if not np.ptp(embeddings, axis=0).any():
+        return np.zeros((len(embeddings), dimensions), np.float32), np.zeros(dimensions, np.float32)
     count = min(dimensions, *embeddings.shape)
     model = PCA(count, svd_solver="full" if min(embeddings.shape) < 512 else "auto", random_state=0)
     points = np.zeros((len(embeddings), dimensions), dtype=np.float32)
     shares = np.zeros(dimensions, dtype=np.float32)
     points[:, :count] = model.fit_transform(embeddings)
-    shares[:count] = np.nan_to_num(model.explained_variance_ratio_)
+    shares[:count] = model.explained_variance_ratio_
     return points, shares
 
 

@@ -62,6 +62,7 @@ def base_layout(height: int, **layout: Any) -> dict[str, Any]:
             "bordercolor": light("line"),
             "font": {"color": light("ink"), "family": FONT, "size": 12.5},
         },
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": light("muted")},
         "showlegend": False,
         **layout,
     }
@@ -299,11 +300,11 @@ def similarity_histogram(
             line={"color": light(tone), "width": 1.75, "shape": "hvh"},
         )  # fmt: skip
     for number, (name, value) in enumerate(sorted((thresholds or {}).items(), key=lambda t: t[1])):
-        _threshold_line(figure, name, value, number)
-    counts = (f"{int(kind[-1]):,}" for kind in (curve.true_accepts, curve.false_accepts))
+        _threshold_line(figure, name, value, number, (value - edges[0]) / (edges[-1] - edges[0]))
+    counts = (_compact(int(kind[-1])) for kind in (curve.true_accepts, curve.false_accepts))
     words = zip(("blue", "vermilion"), ("■ Genuine", "■ Impostor"), counts, strict=True)
     key = "  ".join(
-        f"<span style='color:{light(tone)}'>{word}</span> {n} pairs" for tone, word, n in words
+        f"<span style='color:{light(tone)}'>{word}</span> {n}" for tone, word, n in words
     )
     return figure.update_layout(
         annotations=[*figure.layout.annotations, panel_title(key)],
@@ -312,19 +313,23 @@ def similarity_histogram(
     )
 
 
+def _compact(count: int) -> str:
+    return f"{count / 1e6:,.2f} M" if count >= 1e6 else f"{count:,}"
+
+
 def _title(text: str) -> dict[str, Any]:
     return {"text": text, "standoff": 8, "font": {"size": 12.5}}
 
 
-def _threshold_line(figure: go.Figure, name: str, value: float, number: int) -> None:
+def _threshold_line(figure: go.Figure, name: str, value: float, number: int, at: float) -> None:
     """A dashed line; the labels go down step by step, since thresholds lie close together."""
     figure.add_shape(
         type="line", yref="y domain", x0=value, x1=value, y0=0, y1=1 - 0.075 * (number % 6),
         line={"color": light("ink"), "width": 1, "dash": "dot"},
     )  # fmt: skip
     figure.add_annotation(
-        text=f" {escape(name)}: {value:.3f}", x=value, yref="y domain", y=1 - 0.075 * (number % 6),
-        xanchor="left", yanchor="top", yshift=2, showarrow=False,
+        text=f" {escape(name)}: {value:.3f} ", x=value, yref="y domain", y=1 - 0.075 * (number % 6),
+        xanchor="left" if at < 0.6 else "right", yanchor="top", yshift=2, showarrow=False,
         font={"size": 11.5, "color": light("ink")},
     )  # fmt: skip
 

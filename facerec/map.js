@@ -135,6 +135,14 @@ function selectionTraces() {
       width: state.dimensions === 3 ? 4 : 1.5, dash: right ? "solid" : "dot",
     },
   }));
+  const ends = {
+    ...coordinates(near.map((n) => n.face)), customdata: near.map((n) => n.face),
+    mode: "markers", hoverinfo: "none",
+    marker: {
+      color: near.map((n) => colour(n.right ? "blue" : "vermilion")),
+      symbol: near.map((n) => (n.right ? "circle" : "x")), size: state.dimensions === 3 ? 5 : 9,
+    },
+  };
   const ring = {
     ...coordinates([state.face]), customdata: [state.face], mode: "markers", hoverinfo: "none",
     marker: {
@@ -142,7 +150,7 @@ function selectionTraces() {
       size: state.dimensions === 3 ? 12 : 17, line: { width: 2.5 },
     },
   };
-  return [...lines.filter((line) => line.x.length), ring];
+  return [...lines.filter((line) => line.x.length), ends, ring];
 }
 
 function mapAxis(title) {
@@ -160,6 +168,7 @@ function mapLayout(width) {
     margin: { l: 26, r: 10, t: 10, b: 26 },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, color: colour("muted") },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("muted") },
     showlegend: false, hovermode: "closest", hoverdistance: 14, dragmode: "zoom",
     uirevision: state.method + state.dimensions,
   };
@@ -186,9 +195,11 @@ async function drawMap() {
   const fresh = node._dimensions !== state.dimensions;
   node._dimensions = state.dimensions;
   node.style.height = layout.height + "px";
-  const config = { ...CONFIG, responsive: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const buttons = state.dimensions === 3
+    ? ["tableRotation", "orbitRotation", "pan3d", "zoom3d", "resetCameraDefault3d"]
+    : ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"];
   const traces = [...found.map(pointTrace), ...selectionTraces()];
-  await Plotly.react(node, traces, layout, config);
+  await Plotly.react(node, traces, layout, config(...buttons));
   if (fresh) {
     node.on("plotly_hover", (event) => showTip(event.points[0].customdata));
     node.on("plotly_unhover", hideTip);

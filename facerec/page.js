@@ -35,11 +35,15 @@ function setTheme(theme) {
   themeListeners.forEach((draw) => draw());
 }
 
-const CONFIG = {
-  responsive: false,
-  displaylogo: false,
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
-};
+/* Named one by one: among Plotly's own choice is a button that sends the chart, faces and all, to a
+   server. */
+function config(...buttons) {
+  return {
+    displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
+    modeBarButtons: [["toImage"], buttons],
+  };
+}
+const FIGURE_BUTTONS = ["zoom2d", "pan2d", "resetScale2d"];
 
 function themed(text) {
   if (!isDark()) return text;
@@ -82,7 +86,7 @@ function drawFigure(element) {
   flow(figure.layout, width);
   figure.layout.width = width;
   element.style.minHeight = figure.layout.height + "px";
-  return Plotly.react(element, figure.data, figure.layout, CONFIG);
+  return Plotly.react(element, figure.data, figure.layout, config(...FIGURE_BUTTONS));
 }
 
 function startFigures() {
