@@ -23,6 +23,7 @@ class Entry(NamedTuple):
 
 ENTRIES = {
     "train": Entry("train", "configs/demo.yaml", ("main", "train")),
+    "sweep": Entry("sweep", None, ("sweep",)),
     "predict": Entry("predict", None, ("predict",)),
     "register": Entry("register"),
 }

@@ -220,6 +220,18 @@ def nested(parent: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
         yield Run(active.info.run_id)
 
 
+def bury_nested(parent: str, having: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    """Ends, as KILLED, the runs under `parent` that carry the tags `having`, and tags them."""
+    client = MlflowClient()
+    above = patiently(lambda: client.get_run(parent))
+    terms = [f"tags.`{k}` = '{v}'" for k, v in {"mlflow.parentRunId": parent, **having}.items()]
+    found = patiently(lambda: client.search_runs([above.info.experiment_id], " and ".join(terms)))
+    for run in found:
+        Run(run.info.run_id).tag(tags)
+        if run.info.status == "RUNNING":
+            patiently(lambda run_id=run.info.run_id: client.set_terminated(run_id, "KILLED"))
+
+
 @contextmanager
 def ending() -> Iterator[None]:
     """Ends the active run: FINISHED, KILLED on Ctrl-C, FAILED on an error."""

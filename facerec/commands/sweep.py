@@ -1,0 +1,271 @@
+"""Search settings of train with an Optuna study, every trial a run in MLflow, and write the best as a recipe.
+
+A space file says what is searched; every setting of train is an option too, and holds for all trials. Started again
+with the same study, it goes on; started elsewhere on the same database, it helps.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import mlflow
+import optuna
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from pydantic import Field
+
+from facerec.commands.sweep_trial import Job, study_trials, worker
+from facerec.commands.train import TrainSettings, check, say, train
+from facerec.data.store import Store, open_store
+from facerec.interrupt import Stopped
+from facerec.page import write_html
+from facerec.registry import register
+from facerec.settings import InputError, as_params, canonical, resolve, validate
+from facerec.space import Space
+from facerec.space_file import NOT_SEARCHED, read_space
+from facerec.study import DONE, count, open_study, wait_for
+from facerec.study_page import best_trial, recipe_text, study_page
+from facerec.study_storage import open_storage, without_password
+from facerec.tracking import Run, nested, patiently, reach_tracking, track
+from facerec.workers import supervise
+
+# Settings that a recipe leaves to whoever trains with it.
+NOT_IN_RECIPE = tuple(name for name in NOT_SEARCHED if name not in ("data", "seed"))
+FREE = tuple(name for name in NOT_SEARCHED if name != "seed")  # may differ between sessions
+
+
+class SweepSettings(TrainSettings):
+    """Everything that `sweep` can be told."""
+
+    group: ClassVar[str] = "Sweep"
+
+    space: str = Field(
+        "sweeps/demo.yaml", min_length=1, description="YAML file of what is searched."
+    )
+    trials: int = Field(
+        20, ge=1, le=100_000, description="Complete or pruned trials that the study is to have."
+    )
+    study: str | None = Field(
+        None, min_length=1, description="Name of the study; none takes the space file's."
+    )
+    storage: str | None = Field(
+        None,
+        min_length=1,
+        description="Where the study is kept: a file for one machine, postgresql://user@host/database for several; "
+        "none takes a file in output.",
+    )
+    workers: int = Field(1, ge=1, le=256, description="Processes on this machine.")
+    sampler: Literal["tpe", "gp", "random"] | None = Field(
+        None, description="How parameters are chosen; none takes the space's, or tpe."
+    )
+    pruner: Literal["median", "hyperband", "none"] | None = Field(
+        None, description="What stops hopeless trials; none takes the space's, or median."
+    )
+    heartbeat_seconds: int = Field(
+        20, ge=1, le=3600, description="Between a worker's signs of life; after three it is dead."
+    )
+    train_best: bool = Field(
+        False, description="Train the best recipe at the end and register the model."
+    )
+    # Declared again: pydantic would take the metaclass's method of that name for the default of a subclass.
+    register: str | None = Field(
+        None, description="Name of the model of train_best; none takes facerec- and the study's."
+    )
+    best_epochs: int | None = Field(
+        None, ge=1, le=100_000, description="Epochs of train_best; none takes those of the trial."
+    )
+
+
+SETTINGS = SweepSettings
+
+
+def settings_of(given: Mapping[str, Any], config: str | None) -> SweepSettings:
+    """Defaults < recipe < the space's fixed values < command line.
+
+    Raises:
+        InputError: also for a value on the command line that every trial would overrule.
+    """
+    space = read_space(resolve(SweepSettings, given, config).space, TrainSettings)
+    for name in space.always_searched & given.keys():
+        raise InputError(
+            f"{name}={given[name]} (command line): the space searches it; leave it out, or take it out of the space"
+        )
+    return resolve(SweepSettings, {**space.fixed, **given}, config)
+
+
+def run(settings: SweepSettings, config: str | None = None) -> None:
+    """Brings a study to the number of trials asked for, and writes down what it found.
+
+    Args:
+        config: name of the recipe that fixed settings come from, for the record.
+
+    Raises:
+        InputError: for anything that cannot work; before a trial starts where possible.
+    """
+    space = read_space(settings.space, TrainSettings)
+    space.pruner_name(settings.pruner)
+    check_sweep(settings)
+    check(settings)
+    reach_tracking()
+    store = open_store(settings)
+    name = settings.study or Path(settings.space).stem
+    where = settings.storage or str(Path(settings.output) / "studies" / f"{name}.journal")
+    study, parent = join(name, where, described(settings, space, store), space)
+    with track(settings, parent) as mlflow_run:
+        if parent is None:
+            study.set_user_attr("mlflow_run", mlflow_run.id)
+            record(settings, space, mlflow_run, store, config)
+        mlflow_run.tag({"study": name, "study.storage": without_password(where)})
+        uri = mlflow.get_tracking_uri()
+        job = Job(settings, space, name, where, mlflow_run.id, uri)
+        done = count(study, *DONE)
+        say(
+            f"study {name}: {done} of {settings.trials} trials done, kept in {without_password(where)}; "
+            f"MLflow run {mlflow_run.id}"
+        )
+        try:
+            search(job)
+        except Stopped:
+            conclude(job, mlflow_run)
+            say(f"stopped; the same command goes on with study {name}")
+            raise
+        recipe = conclude(job, mlflow_run)
+        if settings.train_best and recipe:
+            train_best(job, recipe, mlflow_run)
+
+
+def check_sweep(settings: SweepSettings) -> None:
+    """Refuses what `train` takes and a study cannot."""
+    if settings.resume:
+        raise InputError("resume is for train: a study goes on when it is started again")
+    if settings.workers > 1 and (settings.storage or "").startswith("sqlite"):
+        raise InputError(
+            "storage: SQLite is not made for several workers; leave storage out, or use PostgreSQL"
+        )
+
+
+def described(settings: SweepSettings, space: Space, store: Store) -> dict[str, Any]:
+    """What trials of one study have in common: the space, every other setting, the pictures."""
+    settings_kept = {
+        name: canonical(getattr(settings, name))
+        for name in TrainSettings.model_fields
+        if name not in FREE and name not in space.always_searched
+    }
+    return {**space.described(), "settings": settings_kept, "data": store.digest}
+
+
+def join(
+    name: str, where: str, description: Mapping[str, Any], space: Space
+) -> tuple[optuna.Study, str | None]:
+    """The study, and the MLflow run that it has already.
+
+    Raises:
+        InputError: if the study is about something else, or its run cannot be gone on in.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = open_storage(where, heartbeat=60)
+    study, made = open_study(storage, name, description, list(space.objectives.values()))
+    parent = None if made else wait_for(study, "mlflow_run")
+    if parent is None:
+        return study, None
+    try:
+        stage = patiently(lambda: MlflowClient().get_run(parent)).info.lifecycle_stage
+    except MlflowException:
+        stage = "unknown"
+    if stage != "active":
+        raise InputError(
+            f"study {name} belongs to MLflow run {parent}, which is {stage} in {mlflow.get_tracking_uri()}: set "
+            "MLFLOW_TRACKING_URI to the store that has it, restore it, or give the study another name"
+        )
+    return study, parent
+
+
+def record(
+    settings: SweepSettings, space: Space, mlflow_run: Run, store: Store, config: str | None
+) -> None:
+    """What the study is, in its run; settings that are searched are the trials' to tell."""
+    known = as_params(settings)
+    if settings.storage:
+        known["storage"] = without_password(settings.storage)
+    searched = space.always_searched
+    mlflow_run.log_params({k: v for k, v in known.items() if k not in searched})
+    if config:
+        mlflow_run.log_params({"config": config})
+    mlflow_run.log_data(store, "tuning")
+    mlflow_run.log_file(Path(settings.space).expanduser())
+
+
+def search(job: Job) -> None:
+    """Runs trials here, or in workers of this machine."""
+    study, deaths = job.open()
+    workers = job.settings.workers
+    if workers == 1:
+        study_trials(job)
+        return
+    supervise(
+        workers,
+        worker,
+        (job,),
+        on_death=deaths.look,
+        progress=lambda: count(study, *DONE),
+        gpus=torch.cuda.device_count(),
+    )
+
+
+def conclude(job: Job, mlflow_run: Run) -> dict[str, Any] | None:
+    """The study's page, its best trial, and the recipe; None where no trial is complete."""
+    study, _ = job.open()
+    best = best_trial(study)
+    folder = Path(job.settings.output) / mlflow_run.id
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe, text = None, ""
+    if best is not None:
+        recipe = {**kept(job.settings), **job.space.settings(best.params)}
+        values = dict(zip(job.space.objectives, best.values, strict=True))
+        reached = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        run_of_trial = best.user_attrs["mlflow_run"]
+        said = [
+            f"Trial {best.number} of study {job.study}, MLflow run {run_of_trial}:",
+            f"{reached} on the validation people.",
+        ]
+        text = recipe_text(recipe, said)
+        (folder / "best.yaml").write_text(text, encoding="utf-8")
+        mlflow_run.log_file(folder / "best.yaml")
+        done = count(study, *DONE)
+        mlflow_run.log_metrics({f"best/{name}": value for name, value in values.items()}, step=done)
+        tags = {f"best.{name}": value for name, value in best.params.items()}
+        mlflow_run.tag({"best.trial": best.number, "best.run": run_of_trial, **tags})
+    page = study_page(study, list(job.space.objectives), text, f"MLflow run {mlflow_run.id}")
+    mlflow_run.log_file(write_html(page, folder / "study.html"))
+    if best is not None:
+        found = ", ".join(f"{k}={canonical(v)}" for k, v in best.params.items())
+        say(
+            f"best: trial {best.number}, {found}; {folder / 'best.yaml'} and {folder / 'study.html'}"
+        )
+    return recipe
+
+
+def kept(settings: SweepSettings) -> dict[str, Any]:
+    """Settings of `train` that were given, for the recipe."""
+    names = [n for n in TrainSettings.model_fields if n in settings.model_fields_set]
+    return {name: getattr(settings, name) for name in names if name not in NOT_IN_RECIPE}
+
+
+def train_best(job: Job, recipe: Mapping[str, Any], mlflow_run: Run) -> None:
+    """Trains the recipe in a run under the study's, and registers its model."""
+    settings = job.settings
+    epochs = {"epochs": settings.best_epochs} if settings.best_epochs else {}
+    where = {n: getattr(settings, n) for n in NOT_IN_RECIPE if n not in ("run_name", "resume")}
+    full = validate(TrainSettings, {**where, **recipe, **epochs}, lambda key: "best recipe")
+    store = open_store(full)
+    with nested(mlflow_run.id, f"best of {job.study}", {"study": job.study}) as run_of_best:
+        run_of_best.log_settings(full, "best.yaml")
+        run_of_best.log_data(store, "training")
+        train(full, store, run_of_best)
+    mlflow_run.tag({"best.model": f"runs:/{run_of_best.id}/model"})
+    say(register(run_of_best.id, settings.register or f"facerec-{job.study}").told)
+    sys.stderr.flush()

@@ -1,0 +1,120 @@
+"""Where a study is kept, and how its next trial is chosen: storages, samplers and pruners by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import (
+    JournalFileBackend,
+    JournalFileOpenLock,
+    JournalFileSymlinkLock,
+)
+from optuna.storages.journal._file import get_lock_file
+from optuna.trial import FrozenTrial
+
+from facerec.settings import InputError, one_line
+
+PASSWORD = re.compile(r"(?<=:)[^:@/]*(?=@)")
+
+
+class Journal(JournalFileBackend):
+    """Optuna's journal; a last line that a full disk or a power failure has cut is dropped before the next one.
+
+    Otherwise the next line would be glued to it, and nobody could read the file again.
+    """
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with get_lock_file(self._lock), open(self._file_path, "rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            if size and file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        super().append_logs(logs)
+
+
+def open_storage(
+    where: str,
+    heartbeat: int,
+    on_stale: Callable[[optuna.Study, FrozenTrial], None] | None = None,
+) -> BaseStorage:
+    """A journal file, safe for several processes of a machine, or a database, for several machines.
+
+    Args:
+        where: path of the journal, or a URL such as `postgresql://user@host/database`.
+        heartbeat: seconds between the signs of life of a trial on a database; after three without one it is stale.
+        on_stale: called with (study, trial) for a stale trial that has been failed.
+
+    Raises:
+        InputError: if it cannot be opened.
+    """
+    try:
+        if "://" not in where:
+            path = Path(where).expanduser()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = (JournalFileOpenLock if os.name == "nt" else JournalFileSymlinkLock)(str(path))
+            return JournalStorage(Journal(str(path), lock))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return RDBStorage(
+                with_driver(where),
+                engine_kwargs={"pool_pre_ping": True},
+                heartbeat_interval=heartbeat,
+                grace_period=3 * heartbeat,
+                heartbeat_stale_trial_callback=on_stale,
+            )
+    except Exception as error:  # each database driver has errors of its own
+        raise InputError(
+            f"storage {without_password(where)} cannot be opened: {PASSWORD.sub('***', one_line(error))[:300]}"
+        ) from error
+
+
+def with_driver(url: str) -> str:
+    """A PostgreSQL URL that names the driver that is installed. Raises InputError where there is none."""
+    scheme, rest = url.split("://", 1)
+    if scheme not in ("postgresql", "postgres"):
+        return url
+    for driver in ("psycopg2", "psycopg"):
+        if importlib.util.find_spec(driver):
+            return f"postgresql+{driver}://{rest}"
+    raise InputError("PostgreSQL needs a driver: pip install 'facerec[postgres]'")
+
+
+def without_password(where: str) -> str:
+    """A storage's URL as it may be shown and logged."""
+    return PASSWORD.sub("***", where) if "://" in where else where
+
+
+def make_sampler(name: str, seed: int, conditional: bool) -> optuna.samplers.BaseSampler:
+    """`tpe` (Watanabe, 2023; grouped where parameters come and go), `gp` or `random`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        match name:
+            case "tpe" if conditional:
+                return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
+            case "tpe":
+                return optuna.samplers.TPESampler(seed=seed)
+            case "gp":
+                return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+            case _:
+                return optuna.samplers.RandomSampler(seed=seed)
+
+
+def make_pruner(name: str, epochs: int | None) -> optuna.pruners.BasePruner:
+    """`median`, `hyperband` (Li et al., 2018) or `none`; epochs is None where trials differ in it."""
+    match name:
+        case "median":
+            return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs or "auto")
+        case _:
+            return optuna.pruners.NopPruner()
