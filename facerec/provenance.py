@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from facerec.data.splits import fold_name
 from facerec.settings import InputError, Settings, as_params
 
 if TYPE_CHECKING:
@@ -37,6 +36,8 @@ def provenance(
         {"salt", "data": {"name", "digest"}, "recipe", "train": {"people", "pictures", "people_hashes",
         "picture_hashes"}, "val": the same, **facts}. Hashes are sorted, so that their order tells nothing.
     """
+    from facerec.data.splits import fold_name  # here, so that embedding a face does not wait for it
+
     salt = secrets.token_hex(16)
     parts = {}
     for part in PARTS:
@@ -71,6 +72,8 @@ def met(
     Raises:
         InputError: the provenance lacks what `provenance` writes.
     """
+    from facerec.data.splits import fold_name
+
     folded, pictures = {fold_name(name) for name in names}, set(picture_hashes)
     counts = {"people": len(folded), "pictures": len(pictures)}
     try:

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import nn
 
 from facerec.data.align import AlignSettings
+from facerec.data.splits import fold_name
 from facerec.data.store import DataSettings
 from facerec.model.network import NetworkSettings, build_network
 from facerec.model_folder import write_model
-from facerec.provenance import fold_name
 
 CALIBRATION = {
     "genuine": 500,

