@@ -37,8 +37,11 @@ BACKDROP = 128  # what shows through transparent pixels
 # Names that are taken for pictures when a folder is listed. HEIC and AVIF are not decoded; they are
 # listed so that the owner is told of each one skipped.
 SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
-    + (".ppm", ".pgm", ".gif", ".heic", ".heif", ".avif")
+    f".{kind}"
+    for kind in (
+        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff"),
+        *("ppm", "pgm", "gif", "heic", "heif", "avif"),
+    )
 )
 
 

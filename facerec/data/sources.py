@@ -30,7 +30,10 @@ LFW_LISTS = (
 )
 ARCHIVE_SUFFIXES = (".tgz", ".tar.gz", ".tar")
 PARTS = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"}
-PATH_COLUMNS = ("path", "file", "filename", "file_path", "filepath", "image", "picture", "photo")
+PATH_COLUMNS = (  # in order of preference: an `id` is the person where there is a `path`
+    *("path", "file", "filename", "file_path", "filepath", "image", "image_path", "image_id"),
+    *("picture", "photo", "id"),
+)
 IDENTITY_COLUMNS = ("identity", "label", "person", "name", "class", "subject", "id")
 
 
@@ -199,17 +202,14 @@ def _from_csv(path: Path) -> FaceList:
     rows = read_csv(path)
     if not rows:
         raise InputError(f"{path} is empty: it needs lines of path,identity.")
-    first = [cell.strip().lower() for cell in rows[0][1]]
     path_at, identity_at = 0, 1
-    if first[0] in PATH_COLUMNS + IDENTITY_COLUMNS and len(set(first) & set(PATH_COLUMNS)) == 1:
-        path_at = next(i for i, cell in enumerate(first) if cell in PATH_COLUMNS)
-        wanted = [i for key in IDENTITY_COLUMNS for i, cell in enumerate(first) if cell == key]
-        if not wanted:
-            raise InputError(
-                f"{path}: the heading names no column `identity` beside `{first[path_at]}`."
-            )
-        identity_at = wanted[0]
-        rows = rows[1:]
+    heading = [cell.strip().lower() for cell in rows[0][1]]
+    named = next((name for name in PATH_COLUMNS if name in heading), None)
+    if named:
+        person = next((n for n in IDENTITY_COLUMNS if n in heading and n != named), None)
+        if person is None:
+            raise InputError(f"{path}: the heading names no column `identity` beside `{named}`.")
+        path_at, identity_at, rows = heading.index(named), heading.index(person), rows[1:]
     found = {}
     for line, cells in rows:
         if len(cells) <= max(path_at, identity_at) or not cells[identity_at].strip():
@@ -222,6 +222,8 @@ def _from_csv(path: Path) -> FaceList:
             raise InputError(
                 f"{path}, line {line}: {picture} is given to {identity} and {found[picture]}."
             )
+    if not found:
+        raise InputError(f"{path} lists no pictures: lines of path,identity are due.")
     return _face_list(path.stem, path.parent, "csv", list(found.items()))
 
 

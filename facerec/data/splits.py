@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from facerec.data.sources import inside, lfw_pictures, read_csv
 from facerec.settings import InputError
@@ -151,7 +151,7 @@ def lfw_pairs(root: Path | str, which: str) -> list[Pair]:
     if pictures is None:
         raise InputError(f"{root} is no LFW download, so LFW's pairs cannot be used with it.")
     base = root if pictures.is_relative_to(root) else root.parent
-    prefix = pictures.relative_to(base).as_posix()
+    prefix = PurePosixPath(pictures.relative_to(base).as_posix())
     titles = {"devtrain": "pairsDevTrain", "devtest": "pairsDevTest", "view2": "pairs"}
     if which not in titles:
         raise ValueError(f"which={which!r}: one of {', '.join(titles)}")
@@ -170,7 +170,7 @@ def lfw_pairs(root: Path | str, which: str) -> list[Pair]:
             )
         rows = _from_csvs(found, per_fold=0)
     return [
-        (f"{prefix}/{a}/{a}_{i:04d}.jpg", f"{prefix}/{b}/{b}_{j:04d}.jpg", a == b, fold)
+        (str(prefix / a / f"{a}_{i:04d}.jpg"), str(prefix / b / f"{b}_{j:04d}.jpg"), a == b, fold)
         for a, i, b, j, fold in rows
     ]
 
@@ -179,7 +179,7 @@ def pairs_csv(path: Path | str) -> list[Pair]:
     """Pairs from a CSV of path,path,same; relative paths start at the CSV's folder.
 
     Args:
-        path: the CSV; `same` is 1, true, yes or same, or 0, false, no or different. A heading is allowed.
+        path: the CSV; `same` is 1, true or yes, or 0, false or no. A heading is allowed.
 
     Returns:
         (absolute path, absolute path, same person, 0).
@@ -188,8 +188,8 @@ def pairs_csv(path: Path | str) -> list[Pair]:
         InputError: unreadable, a line that is no pair, or a path that leaves the folder by `..`.
     """
     path = Path(path).expanduser().absolute()
-    truth = dict.fromkeys(("1", "true", "yes", "same"), True)
-    truth |= dict.fromkeys(("0", "false", "no", "different"), False)
+    truth = dict.fromkeys(("1", "true", "yes"), True)
+    truth |= dict.fromkeys(("0", "false", "no"), False)
     pairs = []
     for at, (line, cells) in enumerate(read_csv(path)):
         cells = [cell.strip() for cell in cells]

@@ -1,0 +1,202 @@
+"""Each layout that users have is found; what cannot be told apart is refused with a sentence."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from facerec.data.sources import find_faces
+from facerec.data.splits import lfw_pairs
+from facerec.settings import InputError
+from tests.data.picture_files import people, save
+
+LFW_NAMES = ("Aaron_Peirsol", "Abel_Pacheco")
+
+
+def lfw_tree(folder: Path) -> Path:
+    for name in LFW_NAMES:
+        for k in (1, 2):
+            save(folder / name / f"{name}_{k:04d}.jpg", k)
+    return folder
+
+
+def archive(path: Path, members: dict[str, bytes | str]) -> Path:
+    """A tar of files; a str is the target of a symbolic link."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(data, str):
+                info.type, info.linkname = tarfile.SYMTYPE, data
+                tar.addfile(info)
+            else:
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_folder_per_person_at_any_depth(tmp_path: Path) -> None:
+    people(tmp_path / "train", "Ann Bob", 2)
+    save(tmp_path / "test/Ann/9.JPG", 1)
+    save(tmp_path / "deep/er/Cy/1.webp", 1)
+    save(tmp_path / ".hidden/No/1.png", 1)
+    (tmp_path / "deep/er/Cy/notes.txt").write_text("no picture")
+    (tmp_path / "deep/loop").symlink_to(tmp_path)
+    faces = find_faces(str(tmp_path))
+    assert faces.layout == "folders" and faces.root == tmp_path
+    assert list(zip(faces.paths, faces.identities, strict=True)) == [
+        ("deep/er/Cy/1.webp", "Cy"),
+        ("test/Ann/9.JPG", "Ann"),
+        ("train/Ann/0.png", "Ann"),
+        ("train/Ann/1.png", "Ann"),
+        ("train/Bob/0.png", "Bob"),
+        ("train/Bob/1.png", "Bob"),
+    ]
+
+
+def test_sessions_below_people_are_not_taken_for_people(tmp_path: Path) -> None:
+    people(tmp_path / "Ann", "monday tuesday")
+    people(tmp_path / "Bob", "monday tuesday")
+    with pytest.raises(InputError, match="one name"):
+        find_faces(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "inner", ["lfw-deepfunneled/lfw-deepfunneled", "lfw_funneled", "lfw_home/lfw_funneled"]
+)
+def test_lfw_trees(tmp_path: Path, inner: str) -> None:
+    pictures = lfw_tree(tmp_path / inner)
+    lists = pictures.parent if "home" in inner else tmp_path
+    (lists / "pairs.txt").write_text(
+        "2\t1\nAaron_Peirsol\t1\t2\nAaron_Peirsol\t1\tAbel_Pacheco\t2\n"
+        "Abel_Pacheco\t1\t2\nAaron_Peirsol\t2\tAbel_Pacheco\t1\n"
+    )
+    for data in {tmp_path, pictures, pictures.parent}:
+        faces = find_faces(str(data))
+        assert faces.layout == faces.name == "lfw" and set(faces.identities) == set(LFW_NAMES)
+        pairs = lfw_pairs(faces.root, "view2")
+        assert [(same, fold) for _, _, same, fold in pairs] == [
+            (True, 0),
+            (False, 0),
+            (True, 1),
+            (False, 1),
+        ]
+        assert {path for pair in pairs for path in pair[:2]} == set(faces.paths)
+
+
+def test_lfw_archive_is_unpacked_once_with_the_lists_beside_it(tmp_path: Path) -> None:
+    tree = lfw_tree(tmp_path / "x/lfw_funneled")
+    members = {
+        f"lfw_funneled/{p.relative_to(tree)}": p.read_bytes() for p in sorted(tree.rglob("*.jpg"))
+    }
+    packed = archive(tmp_path / "lfw-funneled.tgz", {**members, "lfw_funneled/run.sh": b"rm"})
+    (tmp_path / "pairsDevTest.txt").write_text(
+        "1\nAbel_Pacheco\t1\t2\nAaron_Peirsol\t1\tAbel_Pacheco\t2\n"
+    )
+    cache = tmp_path / "cache"
+    faces = find_faces(str(packed), cache)
+    assert faces.layout == "lfw" and len(faces.paths) == 4
+    assert len(lfw_pairs(faces.root, "devtest")) == 2 and not list(cache.rglob("run.sh"))
+    first = (faces.root / faces.paths[0]).stat().st_mtime_ns
+    assert find_faces(str(packed), cache) == faces
+    assert (faces.root / faces.paths[0]).stat().st_mtime_ns == first
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"../out.jpg": b"x"},
+        {"/tmp/out.jpg": b"x"},
+        {"a/../../out.jpg": b"x"},
+        {"a/b.jpg": "/etc/passwd"},
+    ],
+)
+def test_archives_that_reach_out_are_refused(tmp_path: Path, members: dict) -> None:
+    packed = archive(tmp_path / "lfw-funneled.tgz", {"a/ok.jpg": b"x", **members})
+    with pytest.raises(InputError, match="not to be trusted"):
+        find_faces(str(packed), tmp_path / "cache")
+    assert not list(tmp_path.rglob("*.jpg"))  # the draft is gone, too
+
+
+def test_damaged_archive(tmp_path: Path) -> None:
+    packed = archive(tmp_path / "lfw-funneled.tgz", {"a/ok.jpg": bytes(range(256)) * 200})
+    packed.write_bytes(packed.read_bytes()[:200])
+    with pytest.raises(InputError, match="damaged"):
+        find_faces(str(packed), tmp_path / "cache")
+
+
+def test_kaggle_face_recognition_dataset(tmp_path: Path) -> None:
+    people(tmp_path / "Original Images/Original Images", "Brad_Pitt Courtney")
+    for i in range(3):
+        save(tmp_path / f"Faces/Faces/Brad Pitt_{i}.jpg", i)
+    (tmp_path / "Dataset.csv").write_text("id,label\nBrad Pitt_0.jpg,Brad Pitt\n")
+    faces = find_faces(str(tmp_path))
+    assert faces.layout == "kaggle-faces" and len(faces.paths) == 6
+    assert set(faces.identities) == {"Brad_Pitt", "Courtney"}
+    (tmp_path / "Original Images").rename(tmp_path / ".gone")
+    assert find_faces(str(tmp_path)).identities == ("Brad Pitt",) * 3
+
+
+def test_csv(tmp_path: Path) -> None:
+    people(tmp_path / "pics", "x", 3)
+    sheet = tmp_path / "faces.csv"
+    sheet.write_text("identity,path\nAnn,pics/x/1.png\nBob,pics/x/0.png\n", encoding="utf-8-sig")
+    faces = find_faces(str(sheet))
+    assert (faces.paths, faces.identities) == (("pics/x/0.png", "pics/x/1.png"), ("Bob", "Ann"))
+    sheet.write_text(f"{tmp_path}/pics/x/2.png,Ann\npics/x/0.png,Bob\n")
+    assert set(find_faces(str(sheet)).paths) == {"pics/x/2.png", "pics/x/0.png"}
+    sheet.write_text("id,label\npics/x/2.png,Ann\n")
+    assert find_faces(str(sheet)).identities == ("Ann",)
+    for text, complaint in (
+        ("../../etc/passwd,Ann\n", r"leaves its folder by `..`"),
+        ("pics\\..\\..\\x.png,Ann\n", r"leaves its folder"),
+        ("http://x.org/a.png,Ann\n", "no path"),
+        ("pics/x/0.png\n", "line 1"),
+        ("pics/x/0.png,Ann\npics/x/0.png,Bob\n", "line 2"),
+        ("", "empty"),
+        ("path,photo\na.png,b.png\n", "no column `identity` beside `path`"),
+    ):
+        sheet.write_text(text)
+        with pytest.raises(InputError, match=complaint):
+            find_faces(str(sheet))
+    sheet.write_bytes(b"\xff\xfe\x00binary")
+    with pytest.raises(InputError, match="CSV text"):
+        find_faces(str(sheet))
+
+
+def test_what_is_not_there_is_told(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    save(tmp_path / "flat/1.png", 1)
+    (tmp_path / "file.pdf").write_text("x")
+    for data, complaint in (
+        ("nowhere/faces", f"nowhere/faces was not found in {tmp_path}"),
+        ("/nowhere/faces", "/nowhere/faces was not found."),
+        ("empty", "holds no pictures"),
+        ("flat", "no folder per person"),
+        ("file.pdf", "is a file"),
+        ("https://example.org/faces", "URL"),
+        (" ", "empty"),
+        ("a\0b", "cannot be opened|not found"),
+    ):
+        with pytest.raises(InputError) as caught:
+            find_faces(data)
+        assert complaint.split("|")[0] in str(caught.value) or complaint.split("|")[-1] in str(
+            caught.value
+        )
+
+
+def test_lfw_download_that_fails_says_how_to_do_it_by_hand(tmp_path: Path, monkeypatch) -> None:
+    from sklearn import datasets
+
+    def fail(**_):
+        raise OSError("no network")
+
+    monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path))
+    monkeypatch.setattr(datasets, "fetch_lfw_people", fail)
+    with pytest.raises(InputError, match=r"no network.*lfw-funneled\.tgz"):
+        find_faces("lfw")
+    lfw_tree(tmp_path / "lfw_home/lfw_funneled")
+    assert find_faces("lfw").layout == "lfw"
