@@ -97,10 +97,11 @@ def find_faces(data: str, cache: str | os.PathLike | None = None) -> FaceList:
 
 def lfw_pictures(root: Path) -> Path | None:
     """The folder of LFW's person folders in a download, or None if `root` is no LFW download."""
-    candidates = [root, root / "lfw_home"] if root.name not in LFW_FOLDERS else [root.parent]
-    for base in candidates:
+    if root.name in LFW_FOLDERS and _holds_lfw_people(root):
+        return root
+    for base in (root, root / "lfw_home"):
         for name in LFW_FOLDERS:
-            for folder in (base / name / name, base / name):
+            for folder in (*(base / name / inner for inner in LFW_FOLDERS), base / name):
                 if folder.is_dir() and _holds_lfw_people(folder):
                     return folder
     return None
@@ -151,9 +152,7 @@ def _from_lfw(root: Path) -> FaceList:
     pictures = lfw_pictures(root)
     if pictures is None:
         raise InputError(f"{root} holds none of LFW's folders {', '.join(LFW_FOLDERS)}.")
-    base = root if pictures.is_relative_to(root) else root.parent
-    found = [(p, p.parent.name) for p in _walk(pictures)]
-    return _face_list("lfw", base, "lfw", found)
+    return _face_list("lfw", root, "lfw", [(p, p.parent.name) for p in _walk(pictures)])
 
 
 def _from_kaggle_faces(root: Path) -> FaceList:
@@ -273,17 +272,17 @@ def _subfolders(folder: Path) -> Iterator[Path]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     """Picture files below `folder`; hidden ones and macOS's leftovers are passed by, link loops cut."""
-    seen: set[str] = set()
+    seen: set[tuple[int, int]] = set()
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} cannot be listed: {error.strerror}.")
 
     for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        real = os.path.realpath(place)
-        if real in seen:
+        stat = os.stat(place)
+        if (stat.st_dev, stat.st_ino) in seen:
             folders.clear()
             continue
-        seen.add(real)
+        seen.add((stat.st_dev, stat.st_ino))
         folders[:] = [name for name in folders if name[0] != "." and name != "__MACOSX"]
         for name in files:
             if name[0] != "." and os.path.splitext(name)[1].lower() in SUFFIXES:

@@ -150,8 +150,7 @@ def lfw_pairs(root: Path | str, which: str) -> list[Pair]:
     pictures = lfw_pictures(root)
     if pictures is None:
         raise InputError(f"{root} is no LFW download, so LFW's pairs cannot be used with it.")
-    base = root if pictures.is_relative_to(root) else root.parent
-    prefix = PurePosixPath(pictures.relative_to(base).as_posix())
+    prefix = PurePosixPath(pictures.relative_to(root).as_posix())
     titles = {"devtrain": "pairsDevTrain", "devtest": "pairsDevTest", "view2": "pairs"}
     if which not in titles:
         raise ValueError(f"which={which!r}: one of {', '.join(titles)}")

@@ -64,7 +64,13 @@ def test_sessions_below_people_are_not_taken_for_people(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "inner", ["lfw-deepfunneled/lfw-deepfunneled", "lfw_funneled", "lfw_home/lfw_funneled"]
+    "inner",
+    [
+        "lfw-deepfunneled/lfw-deepfunneled",
+        "lfw_funneled",
+        "lfw/lfw_funneled",
+        "lfw_home/lfw_funneled",
+    ],
 )
 def test_lfw_trees(tmp_path: Path, inner: str) -> None:
     pictures = lfw_tree(tmp_path / inner)
