@@ -125,9 +125,9 @@ def register(
 ) -> Registration:
     """Register the model of a run, and give it an alias if it beats the model that has it.
 
-    A run that is registered under `name` already keeps its version. The alias moves only if the lower end of the paired
-    95 % interval of the gain in `val/map_at_r`, on the new run's validation pictures, is above 0, and if the other
-    model was not trained on those people or pictures.
+    A model that is registered under `name` already keeps its version. The alias moves only if the lower end of the
+    paired 95 % interval of the gain in `val/map_at_r` is above 0, on the validation pictures of the new run, and if
+    the other model was not trained on those people or pictures.
 
     Args:
         run_id: run that `log_model` was called for.
@@ -154,14 +154,14 @@ def _version(run_id: str, name: str) -> str:
     client = MlflowClient()
     run = patiently(lambda: client.get_run(run_id))
     quoted = name.replace("'", "")
-    known = patiently(
-        lambda: client.search_model_versions(f"name='{quoted}' and run_id='{run_id}'")
-    )
-    if known:
-        return str(max(int(v.version) for v in known))
-    uri = f"runs:/{run_id}/{NAME}"
     with _quiet():
-        get_model_info(uri)  # before anything is made in the registry
+        uri = f"models:/{get_model_info(f'runs:/{run_id}/{NAME}').model_id}"
+        known = patiently(
+            lambda: client.search_model_versions(f"name='{quoted}' and run_id='{run_id}'")
+        )
+        same = [int(v.version) for v in known if v.source == uri]
+        if same:
+            return str(max(same))
         version = patiently(lambda: mlflow.register_model(uri, name, tags=validation_tags(run)))
     return str(version.version)
 
@@ -285,10 +285,8 @@ def _copy_package(target: Path) -> Path:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without MLflow's remarks on its own working, and its progress bars."""
-    loggers = [
-        logging.getLogger(n)
-        for n in ("mlflow.models.model", "mlflow.pyfunc", "mlflow.pyfunc.model")
-    ]
+    names = ("models.model", "pyfunc", "pyfunc.model", "tracking._model_registry.fluent")
+    loggers = [logging.getLogger(f"mlflow.{name}") for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
