@@ -148,7 +148,7 @@ def test_a_collapse_is_told():
     failing = trainer(small())
     failing.step = 1
     with torch.no_grad():
-        failing.average.network.head.weight.zero_()
-        failing.average.network.head.bias.fill_(1.0)
+        failing.average.network.head_norm.weight.zero_()
+        failing.average.network.head_norm.bias.fill_(1.0)
     with pytest.raises(TrainingFailed, match="collapsed"):
         failing.validate()

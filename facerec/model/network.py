@@ -52,8 +52,10 @@ class NetworkSettings(Settings):
     stem_width: int = Field(
         32, ge=8, le=512, description="Channels of the first stem block; doubled at each stride."
     )
-    stem_norm: Literal["batch", "group"] = Field(
-        "batch", description="Norm in the stem; group keeps no statistics of the batch."
+    norm: Literal["batch", "group"] = Field(
+        "batch",
+        description="Norm of the stem and of the embedding; group keeps no statistics of the batch, and has none "
+        "of the embedding.",
     )
     pooling: Literal["mean", "flatten"] = Field(
         "mean", description="Head: mean of the tokens, or all of them side by side."
@@ -165,7 +167,7 @@ class PatchEmbedding(nn.Module):
         for _ in range(settings.stem_depth):
             step = 2 if stride < min(4, settings.patch_size // 2) else 1
             width = width * step if blocks else width
-            blocks.append(StemBlock(channels, width, step, settings.stem_norm))
+            blocks.append(StemBlock(channels, width, step, settings.norm))
             channels, stride = width, stride * step
         self.stem = nn.Sequential(*blocks)
         rest = settings.patch_size // stride
@@ -191,6 +193,8 @@ class MambaNetwork(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
         features = settings.d_model * (length if settings.pooling == "flatten" else 1)
         self.head = nn.Linear(features, settings.embedding_dim)
+        # Spreads the embeddings from the first step on: triplets start from points that are not one point.
+        self.head_norm = nn.BatchNorm1d(settings.embedding_dim) if settings.norm == "batch" else nn.Identity()
 
     def forward(self, pictures: Tensor) -> Tensor:  # (B, 3, H, W) in [-1, 1] → (B, E)
         tokens = self.embed(pictures) + self.positions
@@ -198,7 +202,7 @@ class MambaNetwork(nn.Module):
             tokens = block(tokens)
         tokens = self.norm(tokens)  # (B, L, D)
         pooled = tokens.mean(1) if self.pooling == "mean" else tokens.flatten(1)
-        return unit_length(self.head(self.dropout(pooled)))
+        return unit_length(self.head_norm(self.head(self.dropout(pooled))))
 
 
 def unit_length(features: Tensor) -> Tensor:
