@@ -6,19 +6,30 @@ import os
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 PROJECT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
-def own_tracking(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """MLflow in a folder of the test's own."""
+def tracking_folder(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder of the test's own that MLFLOW_TRACKING_URI names; nothing is written until a test does."""
     folder = tmp_path_factory.mktemp("tracking")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
         monkeypatch.delenv(name, raising=False)
     return folder
+
+
+@pytest.fixture
+def own_tracking(tracking_folder: Path) -> Path:
+    """The same, with the experiment that runs go to, so that their artifacts stay out of the project."""
+    client = MlflowClient(f"sqlite:///{tracking_folder / 'mlflow.db'}")
+    client.create_experiment("facerec", artifact_location=(tracking_folder / "artifacts").as_uri())
+    return tracking_folder
 
 
 @pytest.fixture(scope="session")

@@ -60,10 +60,10 @@ def flags(settings: dict[str, str]) -> list[str]:
 def test_mlflow_run_trains_a_model_that_loads(tmp_path, own_tracking):
     given = {**TINY, "lr": "1e-3", "output": str(tmp_path / "out")}
     pairs = [part for key, value in given.items() for part in ("-P", f"{key}={value}")]
-    done = mlflow_run("-e", "train", "--experiment-name", "through mlflow run", *pairs)
+    done = mlflow_run("-e", "train", *pairs)
     assert done.returncode == 0, done.stdout + done.stderr
     client = MlflowClient()
-    experiment = client.get_experiment_by_name("through mlflow run")
+    experiment = client.get_experiment_by_name("facerec")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
 
@@ -105,7 +105,7 @@ def test_mlflow_run_trains_a_model_that_loads(tmp_path, own_tracking):
         ("batch_size=100000", "larger"),
     ],
 )
-def test_bad_input_is_one_sentence_through_mlflow_run(option, said, tmp_path):
+def test_bad_input_is_one_sentence_through_mlflow_run(option, said, tmp_path, own_tracking):
     done = mlflow_run("-P", f"output={tmp_path}", *f"-P {option}".split())
     assert done.returncode != 0
     sentences = [line for line in done.stderr.splitlines() if line.startswith("facerec: ")]
@@ -119,12 +119,19 @@ def test_a_relative_sqlite_store_is_the_one_beside_the_user(tmp_path):
     command = [sys.executable, "-m", "mlflow", "run", str(PROJECT), "--env-manager", "local"]
     pairs = [f"-P{key}={value}" for key, value in {**TINY, "output": str(tmp_path / "out")}.items()]
     child = environment(MLFLOW_TRACKING_URI="sqlite:///rel.db")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'rel.db'}")
+    client.create_experiment("facerec", artifact_location=(tmp_path / "artifacts").as_uri())
     done = subprocess.run(
-        [*command, *pairs], cwd=tmp_path, env=child, capture_output=True, text=True, timeout=240
+        [*command, *pairs, "--experiment-name", "facerec"],
+        cwd=tmp_path,
+        env=child,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert not (PROJECT / "rel.db").exists()
-    (run,) = MlflowClient(f"sqlite:///{tmp_path / 'rel.db'}").search_runs(["0"])
+    (run,) = client.search_runs([client.get_experiment_by_name("facerec").experiment_id])
     assert run.info.status == "FINISHED" and "val/recall_at_1" in run.data.metrics
 
 

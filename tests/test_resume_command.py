@@ -1,0 +1,109 @@
+"""Kill -9, then `--resume`: the same MLflow run, the same weights, nothing twice and nothing missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from mlflow.entities import ViewType
+from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
+
+from facerec.cli import ENTRIES, load
+from facerec.resume import settings_of_checkpoint
+from facerec.settings import InputError
+from tests.conftest import PROJECT
+from tests.test_train_command import TINY, environment, flags, mlflow_run
+
+LONG = {**TINY, "epochs": "4", "checkpoint_minutes": "0.005"}
+
+
+def train(output, *more: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "facerec",
+        "train",
+        *flags({**LONG, "output": str(output)}),
+        *more,
+    ]
+    return subprocess.Popen(
+        command, env=environment(), stderr=subprocess.PIPE, text=True, cwd=PROJECT
+    )
+
+
+def weights(output, run_id):
+    return load_file(output / run_id / "model" / "weights.safetensors")
+
+
+def histories(run_id) -> dict[str, list[tuple[int, float]]]:
+    """Every metric but timings and system metrics."""
+    client = MlflowClient()
+    names = [
+        n
+        for n in client.get_run(run_id).data.metrics
+        if not n.startswith("system/") and "per_second" not in n
+    ]
+    return {
+        n: sorted((m.step, m.value) for m in client.get_metric_history(run_id, n)) for n in names
+    }
+
+
+def test_a_killed_run_ends_where_it_would_have(tmp_path, own_tracking):
+    whole = train(tmp_path / "whole")
+    assert whole.wait(240) == 0, whole.stderr.read()
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("facerec").experiment_id
+    (left_alone,) = client.search_runs([experiment])
+
+    killed = train(tmp_path / "killed")
+    for line in killed.stderr:
+        if line.startswith("epoch 2/"):
+            os.kill(killed.pid, signal.SIGKILL)
+            break
+    killed.wait(30)
+    (run_id,) = {run.info.run_id for run in client.search_runs([experiment])} - {
+        left_alone.info.run_id
+    }
+
+    done = mlflow_run("-P", "resume=last", "-P", f"output={tmp_path / 'killed'}")
+    assert done.returncode == 0, done.stderr
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    one, other = (
+        weights(tmp_path / "whole", left_alone.info.run_id),
+        weights(tmp_path / "killed", run_id),
+    )
+    assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+    assert histories(run_id) == histories(left_alone.info.run_id)
+    assert {k: v for k, v in run.data.params.items() if k != "output"} == {
+        k: v for k, v in left_alone.data.params.items() if k != "output"
+    }
+    deleted = client.search_runs([experiment], run_view_type=ViewType.DELETED_ONLY)
+    assert [run.data.tags["facerec.continues"] for run in deleted] == [run_id]
+
+
+def test_what_cannot_be_resumed_is_told(tmp_path, own_tracking):
+    done = train(tmp_path, "--epochs", "1")
+    assert done.wait(240) == 0, done.stderr.read()
+    (run_id,) = (p.name for p in tmp_path.iterdir())
+    model, _ = load(ENTRIES["train"])
+
+    def settings(**given):
+        return settings_of_checkpoint(model, {"output": str(tmp_path), "resume": "last", **given})
+
+    assert settings().resume == run_id
+    assert settings(lr="2e-3").lr == 0.002  # the same number in another spelling
+    with pytest.raises(InputError, match=r"lr=0\.5 against 0\.002"):
+        settings(lr="0.5")
+    with pytest.raises(InputError, match="32 hexadecimal digits"):
+        settings(resume="../elsewhere")
+    with pytest.raises(InputError, match="no checkpoint"):
+        settings(resume="0" * 32)
+    shutil.rmtree(tmp_path / run_id / "checkpoints")
+    with pytest.raises(InputError, match="resume=last"):
+        settings()

@@ -1,0 +1,127 @@
+"""Tracking: runs at once on one SQLite store, an HTTP server, an old file store, what a run holds."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import mlflow
+import pytest
+from mlflow.tracking import MlflowClient
+
+from facerec.settings import InputError
+from facerec.tracking import TrackingSettings, absolute_tracking_uri, reach_tracking, track
+from tests.test_train_command import TINY, environment, flags
+
+WRITER = """
+import sys
+from facerec.tracking import TrackingSettings, track
+with track(TrackingSettings(experiment="at once", system_metrics=False, run_name=sys.argv[1])) as run:
+    for step in range(60):
+        run.log_metrics({"a": step, "b": 2 * step, "c": 3 * step}, step)
+"""
+
+
+def test_runs_at_once_on_the_default_store_lose_no_metric(tmp_path):
+    child = environment()
+    del child["MLFLOW_TRACKING_URI"]
+    mlflow_db = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    MlflowClient(mlflow_db).create_experiment("at once")
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, f"writer {i}"], cwd=tmp_path, env=child)
+        for i in range(4)
+    ]
+    assert [writer.wait(120) for writer in writers] == [0, 0, 0, 0]
+    client = MlflowClient(mlflow_db)
+    runs = client.search_runs([client.get_experiment_by_name("at once").experiment_id])
+    assert {run.info.run_name for run in runs} == {f"writer {i}" for i in range(4)}
+    for run in runs:
+        for name, factor in (("a", 1), ("b", 2), ("c", 3)):
+            history = sorted(client.get_metric_history(run.info.run_id, name), key=lambda m: m.step)
+            assert [(m.step, m.value) for m in history] == [(s, factor * s) for s in range(60)]
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A tracking server of MLflow's own on a free port, its artifacts behind it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/server.db",
+        "--artifacts-destination",
+        f"{tmp_path}/kept",
+    ]
+    child = environment()
+    del child["MLFLOW_TRACKING_URI"]
+    process = subprocess.Popen(
+        [*command, *store], env=child, cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(url + "/health", timeout=1)
+            break
+        except OSError:
+            time.sleep(0.25)
+    yield url
+    process.terminate()
+    process.wait(30)
+
+
+def test_training_on_an_http_server(server, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "facerec",
+        "train",
+        *flags({**TINY, "output": str(tmp_path / "out")}),
+    ]
+    done = subprocess.run(
+        command, env=environment(MLFLOW_TRACKING_URI=server), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    client = MlflowClient(server)
+    (run,) = client.search_runs([client.get_experiment_by_name("facerec").experiment_id])
+    assert run.info.status == "FINISHED" and run.data.params["epochs"] == "1"
+    assert {"training_curves.html", "embedding_map.html"} <= {
+        a.path for a in client.list_artifacts(run.info.run_id)
+    }
+    (model,) = run.outputs.model_outputs
+    assert client.get_logged_model(model.model_id).name == "model"
+
+
+def test_a_server_that_does_not_answer_is_one_sentence_before_any_work(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://127.0.0.1:9")
+    mlflow.set_tracking_uri(None)
+    with pytest.raises(InputError, match="does not answer"):
+        reach_tracking()
+
+
+def test_an_old_file_store_is_told(tmp_path, monkeypatch):
+    (tmp_path / "mlruns" / "0").mkdir(parents=True)
+    (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("artifact_location: x\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.setattr(mlflow, "is_tracking_uri_set", lambda: False)
+    with pytest.raises(InputError, match="move"):
+        absolute_tracking_uri()
+
+
+def test_a_failed_run_is_marked_and_parameters_are_said_once(own_tracking):
+    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+    settings = TrackingSettings(system_metrics=False)
+    with pytest.raises(RuntimeError), track(settings) as run:
+        run.log_params({"lr": "0.001"})
+        run.log_params({"lr": "1e-3", "epochs": "2"})
+        raise RuntimeError
+    found = MlflowClient().get_run(run.id)
+    assert found.info.status == "FAILED" and found.data.params == {"lr": "0.001", "epochs": "2"}
