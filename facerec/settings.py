@@ -39,14 +39,22 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _none_is_missing(cls, values: Any) -> Any:
+    def _read_text(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        optional = {name for name, field in cls.model_fields.items() if is_optional(field)}
+        fields = cls.model_fields
         return {
-            k: None if k in optional and isinstance(v, str) and v.lower() == "none" else v
+            k: from_text(fields[k], v) if k in fields and isinstance(v, str) else v
             for k, v in values.items()
         }
+
+
+def from_text(field: FieldInfo, text: str) -> Any:
+    """`none` where it is legal, and a choice that is no text by its spelling; pydantic reads all other text."""
+    if is_optional(field) and text.lower() == "none":
+        return None
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    return next((choice for choice in choices if canonical(choice) == text), text)
 
 
 def is_optional(field: FieldInfo) -> bool:

@@ -32,6 +32,7 @@ def test_precedence_and_text_values(tmp_path):
     settings = resolve(Whole, {"lr": "0.5", "margin": "none"}, str(recipe))
     assert (settings.lr, settings.size, settings.flag, settings.margin) == (0.5, 4, False, None)
     assert as_params(settings) == {"lr": "0.5", "size": "4", "flag": "false", "margin": "none"}
+    assert resolve(Whole, {"size": "4"}).size == 4
 
 
 @pytest.mark.parametrize(
