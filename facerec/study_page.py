@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -17,13 +18,20 @@ from facerec.page import FONT, document, figure_block, light
 from facerec.settings import canonical
 
 BEST_SHOWN = 20  # rows of the table
+STATE_COLOURS = {
+    "COMPLETE": "blue",
+    "PRUNED": "gold",
+    "FAIL": "vermilion",
+    "RUNNING": "green",
+    "WAITING": "faint",
+}
 
 # Figure → what it is for; the sentence stands above it.
 WORDS = {
     "History": "Each trial's value, and the best so far: a line that has long been flat says that more trials would "
     "change little.",
     "Importances": "How much of the difference between good and bad trials each parameter explains (PED-ANOVA).",
-    "Parallel coordinates": "One line a trial: follow the dark ones to see which values go together with good ones.",
+    "Parallel coordinates": "One line a trial: see which values the most coloured ones, the good ones, have.",
     "Slices": "The value over each parameter alone: a cloud that leans against a border asks for a wider range.",
     "Intermediate values": "Validation epoch by epoch: what was pruned, and whether ranks still change at the end.",
     "Timeline": "When each trial ran, and how it ended.",
@@ -92,16 +100,15 @@ def study_figures(
     """(title, words, figure or why there is none) of everything that Optuna draws of this study."""
     rows = []
     for index, name in enumerate(objectives):
-        several = len(objectives) > 1
-        target = (lambda trial, index=index: trial.values[index]) if several else None
-        given = {"target": target, "target_name": name}
-        about = f" of {name}" if several else ""
-        for title, make in (
-            ("History", draw.plot_optimization_history),
-            ("Importances", draw.plot_param_importances),
-            ("Parallel coordinates", draw.plot_parallel_coordinate),
-            ("Slices", draw.plot_slice),
+        about = f" of {name}" if len(objectives) > 1 else ""
+        for title, make, lower_is_better in (
+            ("History", draw.plot_optimization_history, False),
+            ("Importances", draw.plot_param_importances, True),
+            ("Parallel coordinates", draw.plot_parallel_coordinate, False),
+            ("Slices", draw.plot_slice, False),
         ):
+            target = target_of(study, index, lower_is_better)
+            given = {"target": target, "target_name": name}
             figure = attempt(lambda make=make, given=given: make(study, **given), study)
             rows.append((title + about, WORDS[title], figure))
     if len(objectives) == 1:
@@ -114,12 +121,31 @@ def study_figures(
     return rows
 
 
+def target_of(
+    study: optuna.Study, index: int, lower_is_better: bool = False
+) -> Callable[[FrozenTrial], float] | None:
+    """What Optuna is to look at: one of two objectives, or None for the only one.
+
+    Args:
+        lower_is_better: turn a maximised one round, as PED-ANOVA asks of a target.
+    """
+    if len(study.directions) == 1:
+        return None
+    maximize = study.directions[index] == optuna.study.StudyDirection.MAXIMIZE
+    sign = -1 if maximize and lower_is_better else 1
+    return lambda trial: sign * trial.values[index]
+
+
 def attempt(make: Callable[[], go.Figure], study: optuna.Study) -> go.Figure | str:
     """A figure, or a sentence where there are too few trials for it."""
     if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < 2:
         return "Needs two complete trials."
     try:
-        return make()
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # that PED-ANOVA takes low targets for good: `target_of`
+            return make()
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
         return f"Cannot be drawn of these trials: {error}"
 
@@ -138,8 +164,23 @@ def dressed(figure: go.Figure) -> go.Figure:
         colorway=[light(name) for name in ("blue", "vermilion", "green", "purple", "gold")],
     )
     figure.update_xaxes(**line)
-    figure.update_yaxes(automargin=True, **line)
+    figure.update_yaxes(automargin=True, title_standoff=14, **line)
+    for trace in figure.data:
+        recolour(trace)
     return figure
+
+
+def recolour(trace: Any) -> None:
+    """Colours that the page can turn for its dark theme, in place of Optuna's own."""
+    front = trace.type == "scatter" and trace.marker.colorbar.title.text == "Best Trial"
+    scale = [[0, light("faint")], [1, light("vermilion" if front else "blue")]]
+    if trace.type == "parcoords":
+        ink = {"color": light("muted")}
+        trace.update(line_colorscale=scale, tickfont=ink, labelfont=ink, rangefont=ink)
+    elif trace.type == "scatter" and trace.marker.colorscale:
+        trace.marker.update(colorscale=scale, line={"width": 0.5, "color": light("muted")})
+    elif trace.name in STATE_COLOURS:
+        trace.marker.color = light(STATE_COLOURS[trace.name])
 
 
 def summary(study: optuna.Study, objectives: Sequence[str]) -> str:

@@ -115,7 +115,8 @@ def run(settings: SweepSettings, config: str | None = None) -> None:
     name = settings.study or Path(settings.space).stem
     where = settings.storage or str(Path(settings.output) / "studies" / f"{name}.journal")
     study, parent = join(name, where, described(settings, space, store), space)
-    with track(settings, parent) as mlflow_run:
+    named = settings.model_copy(update={"run_name": settings.run_name or f"study {name}"})
+    with track(named, parent) as mlflow_run:
         if parent is None:
             study.set_user_attr("mlflow_run", mlflow_run.id)
             record(settings, space, mlflow_run, store, config)
