@@ -41,6 +41,8 @@ __all__ = [
     "write_html",
 ]
 
+PAIR_FACES = 10_000  # among which the hardest pairs are sought; comparing them takes seconds
+
 
 def embedding_map(
     embeddings: np.ndarray,
@@ -112,7 +114,7 @@ def report_page(
 
     Args:
         embeddings, labels, names, images: as in `embedding_map`. The map shows at most
-            `max_faces` of them; the pairs are sought among all.
+            `max_faces` of them; the hardest pairs are sought among 10,000.
         title, subtitle: plain text.
         notice: a warning shown first, such as that probes were met in training; plain text.
         metrics: column -> figure -> Metric, the model first, then reference lines.
@@ -136,8 +138,9 @@ def report_page(
     faces = map_section(
         embeddings[kept], labels[kept], names, images[kept], total=len(labels), seed=seed
     )
-    genuine, impostor = extreme_pairs(embeddings, labels, pairs)
-    pictures, pair_styles = pairs_section(genuine, impostor, labels, names, images)
+    among = sample_faces(labels, PAIR_FACES, seed)
+    genuine, impostor = extreme_pairs(embeddings[among], labels[among], pairs)
+    pictures, pair_styles = pairs_section(genuine, impostor, labels[among], names, images[among])
     body = [
         notice_section(notice),
         metrics_section(metrics, metrics_note) if metrics else "",

@@ -1,0 +1,114 @@
+"""`visualize`: the page of a model in MLflow, and what it says of people that the model knows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from facerec.commands import visualize
+from facerec.settings import InputError
+from tests.models import make_model, picture, seen
+from tests.test_plots import Reader
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """A folder of eight people with three pictures each."""
+    root = tmp_path_factory.mktemp("people")
+    for person in range(8):
+        folder = root / f"Person_{person}"
+        folder.mkdir()
+        for shot in range(3):
+            noise = np.random.default_rng(10 * person + shot).normal(0, 12, (40, 40, 3))
+            pixels = np.clip(picture(person) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{shot}.png")
+    return root
+
+
+def settings(tmp_path, people, **changes) -> visualize.VisualizeSettings:
+    given = {
+        "model": str(tmp_path / "model"),
+        "data": str(people),
+        "split": "all",
+        "cache": str(tmp_path / "cache"),
+        "output": str(tmp_path / "out"),
+        "occlusions": 2,
+    }
+    return visualize.VisualizeSettings(**{**given, **changes})
+
+
+def logged_page():
+    """The only run, and the page that it holds."""
+    client = MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("facerec").experiment_id])
+    path = client.download_artifacts(run.info.run_id, "embeddings.html")
+    with open(path, encoding="utf-8") as file:
+        return run, file.read()
+
+
+def test_page_is_logged_with_every_part(tmp_path, people):
+    make_model(tmp_path / "model", image_size=32)
+    visualize.run(settings(tmp_path, people))
+    run, text = logged_page()
+    assert run.info.status == "FINISHED"
+    assert run.data.params["split"] == "all"
+    assert run.data.tags["leak.train_people"] == "0"
+    reader = Reader(text)
+    data = reader.json("page-data")["map"]
+    assert data["people"] == [f"Person {n}" for n in range(8)]
+    assert len(data["labels"]) == 24
+    for part in ("metrics", "map-card", "similarities", "roc", "impostor-pairs", "occlusion"):
+        assert f'id="{part}"' in text
+    assert 'role="note"' not in text
+    assert "not measurable: 252 impostor pairs" in "".join(reader.text)
+    annotations = reader.json("similarities-json")["layout"]["annotations"]
+    said = " ".join(note["text"] for note in annotations)
+    # The model's own thresholds, but for the one that too few pairs stood behind.
+    assert "FAR 0.1: 0.200" in said
+    assert "FAR 0.0001" not in said
+
+
+def test_people_that_the_model_knows_are_told_first(tmp_path, people, capsys):
+    make_model(tmp_path / "model", seen("Person_1", "person 2"), image_size=32)
+    visualize.run(settings(tmp_path, people, occlusions=0))
+    run, text = logged_page()
+    assert run.data.tags["leak.train_people"] == "2"
+    sentence = "2 of these 8 people may have been trained on"
+    assert sentence in text
+    assert text.index(sentence) < text.index('id="metrics"')
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("counts", "same_data", "said"),
+    [
+        ({}, True, "does not say"),
+        (
+            {"train_people": 3, "train_pictures": 5},
+            True,
+            "3 of these 9 people were trained on, and 5",
+        ),
+        ({"val_people": 9, "val_pictures": 20}, True, "9 of these 9 people were tuned on"),
+        ({"train_people": 1}, False, "may have been trained on, and 0 of the 20 pictures were"),
+    ],
+)
+def test_leak_notice(counts, same_data, said):
+    zero = dict.fromkeys(("train_people", "train_pictures", "val_people", "val_pictures"), 0) | {
+        "people": 9,
+        "pictures": 20,
+    }
+    assert said in visualize.leak_notice({**zero, **counts} if counts else {}, "all", same_data)
+    assert visualize.leak_notice(zero, "test", True) == ""
+
+
+def test_model_that_is_not_there_is_one_sentence(tmp_path, people):
+    with pytest.raises(InputError):
+        visualize.run(settings(tmp_path, people))
+
+
+def test_page_without_pairs_of_one_person(tmp_path):
+    rng = np.random.default_rng(0)
+    assert visualize.pairs_curve(rng.normal(size=(3, 4)), np.arange(3)) is None
+    assert visualize.pairs_curve(rng.normal(size=(3, 4)), np.zeros(3, dtype=int)) is None
