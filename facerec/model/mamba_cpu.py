@@ -10,7 +10,7 @@ Axes: B batch, L tokens, D channels, N states, G groups of B and C, R rank of de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from facerec.model.simd_cpu import LANES
 
 _LOG2_E = 1.4426950408889634
 _MOST_PARTS = 64  # of a batch; bounds the memory that gradients of weights are summed from
-_LEAST_TASKS = 16  # of the backward scan, for machines with more cores than pictures
+_LEAST_TASKS = 32  # of the backward scan, for machines with more cores than pictures
+_CHUNK_ROWS = 1024  # tokens that `inner` takes at a time
 
 
 def scan(
@@ -88,6 +89,12 @@ def _float(tensor: Tensor | None) -> Tensor | None:
 def _like(gradient: Tensor, tensor: Tensor | None) -> Tensor:
     """The gradient in its tensor's dtype; empty where there is no tensor."""
     return gradient.to(tensor.dtype) if tensor is not None else gradient.new_empty(0)
+
+
+def _split_sum(shares: Tensor, states: int) -> tuple[Tensor, ...]:
+    """(parts, states + k, D), summed over parts: (D, states), then the k others, each its own memory."""
+    matrix = torch.sum(shares[:, :states].transpose(1, 2), 0)
+    return matrix.contiguous(), *(shares[:, k].sum(0) for k in range(states, shares.shape[1]))
 
 
 def _operator(name: str, schema: str) -> Callable[[Callable], Callable]:
@@ -206,8 +213,7 @@ def _launch_scan_backward(
     if splits > 1:
         for whole, part in zip(grad_bc, partial, strict=True):
             whole.copy_(part.view(batch, groups, splits, states, length).sum(2))
-    total = shares.sum(0)
-    return total[:states].t(), total[states], total[states + 1]
+    return _split_sum(shares, states)
 
 
 def _splits(batch: int, groups: int, group_blocks: int) -> int:
@@ -256,8 +262,7 @@ def _launch_conv_backward(grad, x, weight, bias, silu, reverse, grad_x) -> tuple
             as_view(shares[:, width]),
         ],
     )
-    total = shares.sum(0)
-    return total[:width].t(), total[width]
+    return _split_sum(shares, width)
 
 
 # The scan.
@@ -327,11 +332,11 @@ def _scan_backward(grad, grad_last, kept, u, delta, A, B, C, D, z, delta_bias, s
     empty = grad_a.new_empty(0)
     gradients = (
         *grads[:2],
-        grad_a.contiguous(),
+        grad_a,
         *grad_bc,
-        grad_d.clone(),
+        grad_d,
         grads[2],
-        grad_bias.clone(),
+        grad_bias,
     )
     return [_like(empty if g is None else g, t) for g, t in zip(gradients, tensors, strict=True)]
 
@@ -403,8 +408,8 @@ def _conv_backward(grad, x, weight, bias, silu, reverse):
     )
     return (
         grad_x.to(x.dtype),
-        _like(grad_w.contiguous(), weight),
-        _like(grad_bias.clone(), bias),
+        _like(grad_w, weight),
+        _like(grad_bias, bias),
     )
 
 
@@ -446,85 +451,86 @@ def _halves(xz: Tensor) -> tuple[Tensor, Tensor]:
     return x, z
 
 
-def _matrices(projected: Tensor, batch: int, rank: int, states: int) -> list[Tensor]:
-    """The parts B and C of (B L, R + 2 N), each as (B, 1, N, L)."""
-    rows = projected.view(batch, -1, 1, projected.shape[1])
+def _matrices(projected: Tensor, rank: int, states: int) -> list[Tensor]:
+    """The parts B and C of (B, L, R + 2 N), each as (B, 1, N, L)."""
     return [
-        rows[..., first : first + states].permute(0, 2, 3, 1) for first in (rank, rank + states)
+        projected[:, None, :, first : first + states].transpose(2, 3)
+        for first in (rank, rank + states)
     ]
 
 
-@_operator(
-    "inner_forward",
-    f"({_INNER_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
+@_operator("inner_forward", f"({_INNER_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor)")
 def _inner_forward(
     xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias, reverse, keep
 ):
     tensors = (xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias)
     floats = list(map(_float, tensors))
-    out, u, projected, delta, kept = _inner_buffers(*tensors[:5], A, True)
-    batch, _, channels = out.shape
+    out, projected, kept = _inner_buffers(xz, x_proj_weight, A, True)
     rank, states = dt_proj_weight.shape[1], A.shape[1]
-    x, z = _halves(floats[0])
-    _launch_conv(x, *floats[1:3], True, reverse, u.transpose(1, 2))
-    # With `out=`, so that a surrounding autocast leaves the products alone.
-    torch.mm(u.view(-1, channels), floats[3].t(), out=projected)
-    torch.mm(projected[:, :rank], floats[4].t(), out=delta.view(-1, channels))
-    B, C = _matrices(projected, batch, rank, states)
-    _launch_scan(
-        u.transpose(1, 2),
-        delta.transpose(1, 2),
-        floats[5],
-        B,
-        C,
-        floats[6],
-        z,
-        floats[7],
-        True,
-        reverse,
-        out.transpose(1, 2),
-        None,
-        kept if keep and kept.numel() else None,
-    )
+    for part, u, delta in _chunks(floats[0], A.shape[0]):
+        x, z = _halves(floats[0][part])
+        rows = projected[part].view(-1, projected.shape[2])
+        _launch_conv(x, *floats[1:3], True, reverse, u.transpose(1, 2))
+        # With `out=`, so that a surrounding autocast leaves the products alone.
+        torch.mm(u.view(-1, u.shape[2]), floats[3].t(), out=rows)
+        torch.mm(rows[:, :rank], floats[4].t(), out=delta.view(-1, u.shape[2]))
+        _launch_scan(
+            u.transpose(1, 2),
+            delta.transpose(1, 2),
+            floats[5],
+            *_matrices(projected[part], rank, states),
+            floats[6],
+            z,
+            floats[7],
+            True,
+            reverse,
+            out[part].transpose(1, 2),
+            None,
+            kept[part] if keep and kept.numel() else None,
+        )
     if not keep:
-        u, projected, delta, kept = (out.new_empty(0) for _ in range(4))
-    return out.to(xz.dtype), u, projected, delta, kept
+        projected, kept = out.new_empty(0), out.new_empty(0)
+    return out.to(xz.dtype), projected, kept
 
 
-def _inner_buffers(xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, keep):
-    """out, u (B, L, D), projected (B L, R + 2 N), delta, kept states; all but out empty unless kept."""
+def _chunks(xz: Tensor, channels: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """The batch, some pictures at a time: (which, room for u, room for delta), both (b, L, D).
+
+    A chunk's u and delta stay in the processor's caches and are made again for the backward pass, which is
+    cheaper than to write and read back whole ones. How many pictures: shapes alone decide.
+    """
+    batch, length, _ = xz.shape
+    pictures = min(batch, max(1, _CHUNK_ROWS // max(1, length)))
+    u, delta = (xz.new_empty((pictures, length, channels), dtype=torch.float32) for _ in range(2))
+    for first in range(0, batch, max(1, pictures)):
+        count = min(pictures, batch - first)
+        yield slice(first, first + count), u[:count], delta[:count]
+
+
+def _inner_buffers(xz, x_proj_weight, A, keep) -> tuple[Tensor, Tensor, Tensor]:
+    """out (B, L, D), projected (B, L, R + 2 N), kept states; the last two empty unless kept."""
     batch, length, _ = xz.shape
     channels, states = A.shape
-    wide = (batch, length, channels)
     like = xz.new_empty(0, dtype=torch.float32)
+    out = like.new_empty(batch, length, channels)
     if not keep:
-        return (like.new_empty(wide), *(like.new_empty(0) for _ in range(4)))
-    return (
-        like.new_empty(wide),
-        like.new_empty(wide),
-        like.new_empty(batch * length, x_proj_weight.shape[0]),
-        like.new_empty(wide),
-        _new_kept(batch, channels, length, states, 1, like),
-    )
+        return out, like.new_empty(0), like.new_empty(0)
+    projected = like.new_empty(batch, length, x_proj_weight.shape[0])
+    return out, projected, _new_kept(batch, channels, length, states, 1, like)
 
 
 @torch.library.register_fake("facerec::inner_forward")
 def _(xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias, reverse, keep):
-    out, *kept = _inner_buffers(xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, keep)
-    return out.to(xz.dtype), *kept
+    out, projected, kept = _inner_buffers(xz, x_proj_weight, A, keep)
+    return out.to(xz.dtype), projected, kept
 
 
 @_operator(
-    "inner_backward",
-    f"(Tensor grad, Tensor u, Tensor projected, Tensor delta, Tensor kept, {_INNER_INPUTS})"
-    " -> Tensor[]",
+    "inner_backward", f"(Tensor grad, Tensor projected, Tensor kept, {_INNER_INPUTS}) -> Tensor[]"
 )
 def _inner_backward(
     grad,
-    u,
     projected,
-    delta,
     kept,
     xz,
     conv_weight,
@@ -538,55 +544,77 @@ def _inner_backward(
 ):
     tensors = (xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias)
     floats = list(map(_float, tensors))
-    batch, _, channels = u.shape
-    rank, states = dt_proj_weight.shape[1], A.shape[1]
-    x, z = _halves(floats[0])
+    grad = grad.float()
     grad_xz = torch.empty_like(floats[0], memory_format=torch.contiguous_format)
+    totals = None
+    for part, u, delta in _chunks(floats[0], A.shape[0]):
+        kept_part = kept[part] if kept.numel() else None
+        grads = _inner_backward_chunk(
+            grad[part],
+            projected[part],
+            kept_part,
+            u,
+            delta,
+            [floats[0][part], *floats[1:]],
+            reverse,
+            grad_xz[part],
+        )
+        if totals is None:
+            totals = grads
+        else:
+            for total, gradient in zip(totals, grads, strict=True):
+                total += gradient
+    if totals is None:
+        totals = [torch.zeros_like(t) if t is not None else xz.new_zeros(0) for t in floats[1:]]
+    return [_like(g, t) for g, t in zip((grad_xz, *totals), tensors, strict=True)]
+
+
+def _inner_backward_chunk(
+    grad, projected, kept, u, delta, floats, reverse, grad_xz
+) -> list[Tensor]:
+    """Writes the gradient of xz; returns those of the weights, for some pictures."""
+    xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias = floats
+    channels, states, rank = *A.shape, dt_proj_weight.shape[1]
+    x, z = _halves(xz)
     grad_x, grad_z = _halves(grad_xz)
-    grad_u, grad_delta = torch.empty_like(u), torch.empty_like(u)
-    grad_projected = torch.empty_like(projected)
+    _launch_conv(x, conv_weight, conv_bias, True, reverse, u.transpose(1, 2))
+    rows, wide = projected.view(-1, projected.shape[2]), (-1, channels)
+    torch.mm(rows[:, :rank], dt_proj_weight.t(), out=delta.view(wide))
+    grad_u, grad_delta, grad_projected = (torch.empty_like(t) for t in (u, delta, projected))
     grad_a, grad_d, grad_bias = _launch_scan_backward(
-        grad.float().transpose(1, 2),
+        grad.transpose(1, 2),
         None,
-        kept if kept.numel() else None,
+        kept,
         u.transpose(1, 2),
         delta.transpose(1, 2),
-        floats[5],
-        *_matrices(projected, batch, rank, states),
-        floats[6],
+        A,
+        *_matrices(projected, rank, states),
+        D,
         z,
-        floats[7],
+        delta_bias,
         True,
         reverse,
         [grad_u.transpose(1, 2), grad_delta.transpose(1, 2), grad_z],
-        _matrices(grad_projected, batch, rank, states),
+        _matrices(grad_projected, rank, states),
     )
-    flat_u, flat_delta = grad_u.view(-1, channels), grad_delta.view(-1, channels)
-    grad_dt_proj, grad_x_proj = (torch.empty_like(w) for w in floats[3:5][::-1])
-    torch.mm(flat_delta, floats[4], out=grad_projected[:, :rank])
-    torch.mm(flat_delta.t(), projected[:, :rank], out=grad_dt_proj)
-    torch.mm(grad_projected.t(), u.view(-1, channels), out=grad_x_proj)
-    torch.addmm(flat_u, grad_projected, floats[3], out=flat_u)
+    flat_u, flat_delta = grad_u.view(wide), grad_delta.view(wide)
+    grad_rows = grad_projected.view(-1, projected.shape[2])
+    grad_x_proj, grad_dt_proj = torch.empty_like(x_proj_weight), torch.empty_like(dt_proj_weight)
+    torch.mm(flat_delta, dt_proj_weight, out=grad_rows[:, :rank])
+    torch.mm(flat_delta.t(), rows[:, :rank], out=grad_dt_proj)
+    torch.mm(grad_rows.t(), u.view(wide), out=grad_x_proj)
+    torch.addmm(flat_u, grad_rows, x_proj_weight, out=flat_u)
     grad_conv, grad_conv_bias = _launch_conv_backward(
-        grad_u.transpose(1, 2), x, *floats[1:3], True, reverse, grad_x
+        grad_u.transpose(1, 2), x, conv_weight, conv_bias, True, reverse, grad_x
     )
-    gradients = (
-        grad_xz,
-        grad_conv.contiguous(),
-        grad_conv_bias.clone(),
-        grad_x_proj,
-        grad_dt_proj,
-        grad_a.contiguous(),
-        grad_d.clone(),
-        grad_bias.clone(),
-    )
-    return [_like(g, t) for g, t in zip(gradients, tensors, strict=True)]
+    return [grad_conv, grad_conv_bias, grad_x_proj, grad_dt_proj, grad_a, grad_d, grad_bias]
 
 
 @torch.library.register_fake("facerec::inner_backward")
-def _(grad, u, projected, delta, kept, xz, *rest):
+def _(grad, projected, kept, xz, *rest):
     weights = [
-        u.new_empty(0) if weight is None else weight.new_empty(weight.shape) for weight in rest[:-1]
+        xz.new_empty(0, dtype=torch.float32) if weight is None else weight.new_empty(weight.shape)
+        for weight in rest[:-1]
     ]
     return [xz.new_empty(xz.shape), *weights]
 
@@ -598,7 +626,7 @@ def _inner_setup(ctx, inputs, output) -> None:
 
 def _inner_autograd(ctx, grad, *_):
     saved = ctx.saved_tensors
-    kept, tensors = saved[:4], saved[4:]
+    kept, tensors = saved[:2], saved[2:]
     if not ctx.kept:  # the operator was called by hand, without a word of gradients
         kept = _inner_forward(*tensors, ctx.reverse, True)[1:]
     grads = _inner_backward(grad, *kept, *tensors, ctx.reverse)
