@@ -6,38 +6,33 @@ Three functions, each one name over several back ends:
 * `causal_conv1d`  -- the short depthwise convolution in front of it;
 * `mamba_inner`    -- convolution, SiLU, x_proj, dt_proj, scan and gate.
 
-Back ends: `numba` (CPU, fused kernels: `mamba_cpu`), `triton` (CUDA: `scan_triton`), `mamba-ssm` (CUDA,
-where it is installed), `reference` (PyTorch, a loop over tokens, differentiated by autograd: slow, easy
+Back ends: `numba` (CPU: `mamba_cpu`), `triton` (CUDA: `mamba_triton`), `mamba-ssm` (CUDA, where it is installed:
+`mamba_ssm_bridge`), `reference` (PyTorch, a loop over tokens, differentiated by autograd: slow, easy
 to read, and what the others are tested against). `auto` takes the fastest that works on the tensor's
 device; the environment variable FACEREC_SCAN overrides the choice for a whole process.
 
-What `facerec.model.scan_triton` must export, tensors in any strides, float32 arithmetic:
-
-    scan_forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> (out, last_state)
-    scan_backward(grad_out, grad_last_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-        -> gradients of (u, delta, A, B, C, D, z, delta_bias), None where the input is None
-    conv_forward(x, weight, bias, silu) -> out
-    conv_backward(grad_out, x, weight, bias, silu) -> gradients of (x, weight, bias)
-
-with B and C always (batch, groups, state, length), weight (channels, width), grad_last_state None
-where nobody asked. They need know neither autograd nor direction: this module joins them for autograd
-and flips the tokens.
+The fused ones (`mamba_cpu`, `mamba_triton`) are PyTorch operators of their own and read the tokens backward
+where they are told to; for the others this module flips the tokens.
 
 Axes: B batch, L tokens, D channels (d_inner), N state, G groups of B and C, R rank of delta, W width.
 """
 
 from __future__ import annotations
 
-import functools
+import importlib
 import importlib.util
 import os
 import sys
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facerec.model import mamba_ssm_bridge
+
 BACKENDS = ("auto", "numba", "triton", "mamba-ssm", "reference")
+_FUSED = {"numba": "facerec.model.mamba_cpu", "triton": "facerec.model.mamba_triton"}
 
 
 def resolve_backend(name: str = "auto", device: str | torch.device = "cpu") -> str:
@@ -87,7 +82,7 @@ def _fastest(device: str) -> str:
             return "numba"
         return _fall_back(device, "numba is not installed")
     if device == "cuda":
-        if _mamba_ssm() is not None:
+        if mamba_ssm_bridge.kernels() is not None:
             return "mamba-ssm"
         if importlib.util.find_spec("triton"):
             return "triton"
@@ -95,20 +90,14 @@ def _fastest(device: str) -> str:
     return "reference" if device == "meta" else _fall_back(device, "no fused kernels for it")
 
 
+def _fused(backend: str) -> ModuleType:
+    # Imported late: numba is not needed on CUDA, nor Triton on a CPU.
+    return importlib.import_module(_FUSED[backend])
+
+
 def _fall_back(device: str, reason: str) -> str:
     print(f"facerec: slow reference scan on {device}: {reason}", file=sys.stderr, flush=True)
     return "reference"
-
-
-@functools.cache
-def _mamba_ssm():
-    """(selective_scan_fn, causal_conv1d_fn) of mamba-ssm and causal-conv1d, or None."""
-    try:
-        from causal_conv1d import causal_conv1d_fn
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-    except Exception:  # their compiled parts fail in many ways: ImportError, OSError, RuntimeError
-        return None
-    return selective_scan_fn, causal_conv1d_fn
 
 
 def selective_scan(
@@ -156,18 +145,19 @@ def selective_scan(
     B, C = _grouped(B), _grouped(C)
     _check_scan(u, delta, A, B, C, D, z, delta_bias)
     chosen = _backend_for(u, backend)
-    if chosen == "numba":
-        from facerec.model.mamba_cpu import scan
-
-        out, last = scan(
+    if chosen in _FUSED:
+        out, last = _fused(chosen).scan(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, return_last_state
         )
     else:
         if reverse:
             u, delta, B, C = (t.flip(-1) for t in (u, delta, B, C))
             z = z.flip(-1) if z is not None else None
-        run = {"reference": reference, "mamba-ssm": _mamba_ssm_scan, "triton": _triton_scan}[chosen]
-        out, last = run(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        tensors = (u, delta, A, B, C, D, z, delta_bias)
+        if chosen == "mamba-ssm":
+            out, last = mamba_ssm_bridge.scan(*tensors, delta_softplus, return_last_state)
+        else:
+            out, last = reference(*tensors, delta_softplus)
         out = out.flip(-1) if reverse else out
     return (out, last) if return_last_state else out
 
@@ -210,14 +200,10 @@ def causal_conv1d(
         raise ValueError(f"bias must be ({weight.shape[0]},), not {tuple(bias.shape)}")
     silu = activation is not None
     chosen = _backend_for(x, backend)
-    if chosen == "numba":
-        from facerec.model.mamba_cpu import conv
-
-        return conv(x, weight, bias, silu, reverse)
+    if chosen in _FUSED:
+        return _fused(chosen).conv(x, weight, bias, silu, reverse)
     x = x.flip(-1) if reverse else x
-    run = {"reference": _reference_conv, "mamba-ssm": _mamba_ssm_conv, "triton": _triton_conv}[
-        chosen
-    ]
+    run = mamba_ssm_bridge.conv if chosen == "mamba-ssm" else _reference_conv
     out = run(x, weight, bias, silu)
     return out.flip(-1) if reverse else out
 
@@ -328,73 +314,6 @@ def _reference_conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) 
     taps = weight.to(dtype)[:, None]
     out = F.conv1d(padded, taps, bias.to(dtype) if bias is not None else None, groups=x.shape[1])
     return (F.silu(out) if silu else out).to(x.dtype)
-
-
-def _mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
-    scan, _ = _mamba_ssm() or _missing("mamba-ssm")
-    u, delta, B, C = (t.to(u.dtype).contiguous() for t in (u, delta, B, C))
-    z = z.to(u.dtype).contiguous() if z is not None else None
-    A, D, delta_bias = (t.float() if t is not None else None for t in (A, D, delta_bias))
-    return scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, True)
-
-
-def _mamba_ssm_conv(x, weight, bias, silu):
-    _, conv = _mamba_ssm() or _missing("mamba-ssm")
-    bias = bias.to(x.dtype) if bias is not None else None
-    return conv(x, weight.to(x.dtype), bias, "silu" if silu else None)
-
-
-def _triton_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
-    return _TritonScan.apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-
-
-def _triton_conv(x, weight, bias, silu):
-    return _TritonConv.apply(x, weight, bias, silu)
-
-
-class _TritonScan(torch.autograd.Function):
-    """The seam to `scan_triton`: its two functions of the scan, joined for autograd."""
-
-    @staticmethod
-    def forward(ctx, *args):
-        from facerec.model.scan_triton import scan_forward
-
-        *tensors, ctx.delta_softplus = args
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-        return scan_forward(*args)
-
-    @staticmethod
-    def backward(ctx, grad_out, grad_last_state):
-        from facerec.model.scan_triton import scan_backward
-
-        tensors = ctx.saved_tensors
-        if grad_out is None:
-            grad_out = torch.zeros_like(tensors[0])
-        grads = scan_backward(grad_out, grad_last_state, *tensors, ctx.delta_softplus)
-        return (*grads, None)
-
-
-class _TritonConv(torch.autograd.Function):
-    """The seam to `scan_triton`: its two functions of the convolution, joined for autograd."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, silu):
-        from facerec.model.scan_triton import conv_forward
-
-        ctx.silu = silu
-        ctx.save_for_backward(x, weight, bias)
-        return conv_forward(x, weight, bias, silu)
-
-    @staticmethod
-    def backward(ctx, grad_out):
-        from facerec.model.scan_triton import conv_backward
-
-        return (*conv_backward(grad_out, *ctx.saved_tensors, ctx.silu), None)
-
-
-def _missing(package: str):
-    raise ValueError(f"scan back end {package!r} was asked for, but it cannot be imported here")
 
 
 def _backend_for(tensor: Tensor, backend: str) -> str:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import types
 from pathlib import Path
 
 import pytest
@@ -510,39 +509,3 @@ def test_backends_resolve(monkeypatch):
     assert resolve_backend("triton", "cpu") == "triton"
     monkeypatch.setenv("FACEREC_SCAN", "reference")
     assert resolve_backend("auto", "cpu") == "reference"
-
-
-def test_triton_kernels_are_joined_for_autograd(monkeypatch):
-    """The seam alone: kernels that are the reference, differentiated by hand."""
-
-    def scan_forward(*inputs):
-        with torch.no_grad():
-            return scan_module.reference(*inputs)
-
-    def scan_backward(grad_out, grad_last, *inputs):
-        with torch.enable_grad():
-            tensors = [t.detach().requires_grad_() for t in inputs[:-1]]
-            out, _ = scan_module.reference(*tensors, inputs[-1])
-            return torch.autograd.grad(out, tensors, grad_out)
-
-    def conv_forward(x, weight, bias, silu):
-        with torch.no_grad():
-            return scan_module._reference_conv(x, weight, bias, silu)
-
-    def conv_backward(grad, *inputs):
-        with torch.enable_grad():
-            tensors = [t.detach().requires_grad_() for t in inputs[:-1]]
-            out = scan_module._reference_conv(*tensors, inputs[-1])
-            return torch.autograd.grad(out, tensors, grad)
-
-    kernels = types.ModuleType("facerec.model.scan_triton")
-    for function in (scan_forward, scan_backward, conv_forward, conv_backward):
-        setattr(kernels, function.__name__, function)
-    monkeypatch.setitem(sys.modules, "facerec.model.scan_triton", kernels)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    torch.manual_seed(0)
-    tensors = inner_inputs(2, 6, 8, 3, 2)
-    got = inner_step(tensors, backend="triton", reverse=True)
-    expected = inner_step(tensors, backend="reference", reverse=True)
-    for g, e in zip(got, expected, strict=True):
-        torch.testing.assert_close(g, e)
