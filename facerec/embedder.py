@@ -11,7 +11,6 @@ Axes: N pictures, E embedding, G gallery.
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,21 +20,19 @@ from functools import partial
 from itertools import count
 from os import PathLike
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from facerec.data.align import CHOICES, face
 from facerec.data.batches import to_input
-from facerec.data.pictures import MIN_SIDE, PictureError, decode
+from facerec.data.inputs import Picture, is_picture, label, pixels
+from facerec.data.pictures import PictureError
 from facerec.gallery import Gallery, Match, gallery_files
 from facerec.model_folder import LoadedModel, ModelConfig, read_model
 from facerec.settings import InputError, one_line
 from facerec.verdict import Comparison, judge
-
-Picture = Union[str, "PathLike[str]", bytes, Image.Image, np.ndarray]
 
 BATCH = 64
 DECODERS = 2  # threads that read pictures for one call
@@ -183,7 +180,7 @@ class FaceEmbedder:
         """
         if isinstance(people, Mapping):
             named = [
-                (str(n), p) for n, ps in people.items() for p in ([ps] if _is_picture(ps) else ps)
+                (str(n), p) for n, ps in people.items() for p in ([ps] if is_picture(ps) else ps)
             ]
             if not named:
                 raise InputError("the gallery is empty")
@@ -229,7 +226,7 @@ class FaceEmbedder:
         keep_going: bool = False,
     ) -> tuple[np.ndarray, list[int], dict[int, PictureError]]:
         """See `embed_usable`; without `keep_going` it ends at the first bad picture."""
-        pictures = [images] if _is_picture(images) else list(images)
+        pictures = [images] if is_picture(images) else list(images)
         cut = partial(_face, settings=self._settings(align, choice))
         rows = [np.empty((0, self.config.network.embedding_dim), np.float32)]
         kept: list[int] = []
@@ -265,58 +262,12 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.clip(a @ b, -1, 1))
 
 
-def label(picture: Picture, index: int) -> str:
-    """What to call a picture in a message: its path, or its place."""
-    if isinstance(picture, (str, PathLike)):
-        return str(picture)[:200]
-    return f"picture {index + 1}"
-
-
-def _is_picture(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.ndim != 4
-    return isinstance(value, (str, PathLike, bytes, bytearray, Image.Image))
-
-
 def _face(picture: Picture, index: int, settings: ModelConfig) -> np.ndarray | PictureError:
     """(S, S, 3) uint8, what the network sees of a picture; or why it sees nothing."""
     try:
-        return face(_pixels(picture), settings)
+        return face(pixels(picture), settings)
     except PictureError as error:
         return PictureError(f"{label(picture, index)}: {error}")
-
-
-def _pixels(picture: Picture) -> np.ndarray:
-    if isinstance(picture, (str, PathLike)):
-        return decode(Path(picture).expanduser() if "://" not in str(picture) else Path(picture))
-    if isinstance(picture, (bytes, bytearray)):
-        return decode(bytes(picture))
-    if isinstance(picture, Image.Image):
-        return _from_pil(picture)
-    if not isinstance(picture, np.ndarray):
-        kind = type(picture).__name__
-        raise PictureError(f"a {kind}, where a path, bytes, PIL image or uint8 array is due")
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise PictureError(
-            f"an array {picture.shape} {picture.dtype}, where (H, W, 3) uint8 is due"
-        )
-    if min(picture.shape[:2]) < MIN_SIDE:
-        raise PictureError(
-            f"too small: {picture.shape[1]} x {picture.shape[0]}, a side must be {MIN_SIDE} or more"
-        )
-    return picture
-
-
-def _from_pil(image: Image.Image) -> np.ndarray:
-    """Through the same door as a file, so that modes, alpha and EXIF rotation are treated alike."""
-    file = io.BytesIO()
-    try:
-        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"):
-            image = image.convert("RGB")
-        image.save(file, "PNG", compress_level=0, exif=image.getexif())
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PictureError(f"damaged: {one_line(error)[:120]}") from None
-    return decode(file.getvalue())
 
 
 def _device(name: str) -> torch.device:

@@ -18,7 +18,6 @@ import math
 import os
 import secrets
 import shutil
-import stat
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -34,6 +33,7 @@ from facerec.data.align import AlignSettings
 from facerec.model.network import NetworkSettings, build_network
 from facerec.provenance import met, model_card, provenance
 from facerec.settings import InputError, Settings, one_line, validate
+from facerec.untrusted import parse_object, read_bytes
 
 __all__ = [
     "LoadedModel",
@@ -50,7 +50,6 @@ CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "MODEL_CARD.md"
 CALIBRATION, PROVENANCE = "calibration.json", "provenance.json"
 FILES = (CONFIG, WEIGHTS, CALIBRATION, PROVENANCE, CARD)
 MAX_BYTES = {CONFIG: 2**20, CALIBRATION: 2**24, PROVENANCE: 2**29, WEIGHTS: 2**33}
-MAX_DEPTH = 16  # of nested JSON
 
 
 class ModelConfig(AlignSettings):
@@ -205,37 +204,11 @@ def read_model(folder: Path | str) -> LoadedModel:
     config = read_config(folder)
     content = {}
     for name in (CALIBRATION, PROVENANCE):
-        content[name] = _parse(folder, name, _checked(folder, name, MAX_BYTES[name], config))
+        content[name] = parse_object(folder, name, _checked(folder, name, MAX_BYTES[name], config))
     data = _checked(folder, WEIGHTS, MAX_BYTES[WEIGHTS], config)
     network = _build(folder, config, len(data))
     network.load_state_dict(_tensors(folder, data, network.state_dict()))
     return LoadedModel(network.eval(), config, content[CALIBRATION], content[PROVENANCE])
-
-
-def read_bytes(folder: Path, name: str, limit: int) -> bytes:
-    """A file of a folder from somewhere else.
-
-    Raises:
-        InputError: missing, above `limit` bytes, no regular file, or a link that leads out of the folder.
-    """
-    path = folder / name
-    try:
-        if not path.resolve(strict=True).is_relative_to(folder.resolve()):
-            raise InputError(f"{folder}: {name} is a link that leads out of the folder")
-        with open(
-            os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb"
-        ) as file:  # a pipe must not block
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{folder}: {name} is no regular file")
-            if status.st_size > limit:
-                raise InputError(f"{folder}: {name} has {status.st_size:,} bytes, above {limit:,}")
-            return file.read(limit + 1)
-    except FileNotFoundError:
-        raise InputError(f"{folder} is no whole model folder: {name} is missing") from None
-    except (OSError, RuntimeError) as error:  # RuntimeError: a ring of links
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise InputError(f"{folder}: {name} cannot be read: {reason}") from None
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -244,7 +217,7 @@ def read_config(folder: Path) -> ModelConfig:
     Raises:
         InputError: missing, no JSON, unknown keys or values out of range, or of another format.
     """
-    values = _parse(folder, CONFIG, read_bytes(folder, CONFIG, MAX_BYTES[CONFIG]))
+    values = parse_object(folder, CONFIG, read_bytes(folder, CONFIG, MAX_BYTES[CONFIG]))
     where = f"{folder / CONFIG}"
     version = values.get("format")
     if version != FORMAT or isinstance(version, bool):
@@ -272,30 +245,6 @@ def _checked(folder: Path, name: str, limit: int, config: ModelConfig) -> bytes:
             f"{folder}: {name} is damaged or belongs to another model: its SHA-256 is not the one in {CONFIG}"
         )
     return data
-
-
-def _parse(folder: Path, name: str, data: bytes) -> dict[str, Any]:
-    """A JSON object without NaN, and not nested without end."""
-    try:
-        value = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{folder}: {name} is no JSON: {one_line(error)[:200]}") from None
-    if not isinstance(value, dict) or _depth(value) > MAX_DEPTH:
-        raise InputError(
-            f"{folder}: {name} must hold one JSON object of at most {MAX_DEPTH} levels"
-        )
-    return value
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _depth(value: Any, limit: int = MAX_DEPTH + 1) -> int:
-    if limit == 0 or not isinstance(value, (dict, list)) or not value:
-        return 0
-    items = value.values() if isinstance(value, dict) else value
-    return 1 + max(_depth(item, limit - 1) for item in items)
 
 
 class _Budget(TorchFunctionMode):

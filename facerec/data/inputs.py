@@ -1,0 +1,68 @@
+"""What users hand over as a picture: a path, bytes, a PIL image or an array, all to the same pixels."""
+
+from __future__ import annotations
+
+import io
+from os import PathLike
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+from PIL import Image
+
+from facerec.data.pictures import MIN_SIDE, PictureError, decode
+from facerec.settings import one_line
+
+Picture = Union[str, "PathLike[str]", bytes, Image.Image, np.ndarray]
+
+
+def is_picture(value: Any) -> bool:
+    """Whether this is one picture, and not several."""
+    if isinstance(value, np.ndarray):
+        return value.ndim != 4
+    return isinstance(value, (str, PathLike, bytes, bytearray, Image.Image))
+
+
+def label(picture: Picture, index: int) -> str:
+    """What to call a picture in a message: its path, or its place."""
+    if isinstance(picture, (str, PathLike)):
+        return str(picture)[:200]
+    return f"picture {index + 1}"
+
+
+def pixels(picture: Picture) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a picture of any kind.
+
+    Raises:
+        PictureError: it cannot be used.
+    """
+    if isinstance(picture, (str, PathLike)):
+        return decode(Path(picture).expanduser() if "://" not in str(picture) else Path(picture))
+    if isinstance(picture, (bytes, bytearray)):
+        return decode(bytes(picture))
+    if isinstance(picture, Image.Image):
+        return _from_pil(picture)
+    if not isinstance(picture, np.ndarray):
+        kind = type(picture).__name__
+        raise PictureError(f"a {kind}, where a path, bytes, PIL image or uint8 array is due")
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise PictureError(
+            f"an array {picture.shape} {picture.dtype}, where (H, W, 3) uint8 is due"
+        )
+    if min(picture.shape[:2]) < MIN_SIDE:
+        raise PictureError(
+            f"too small: {picture.shape[1]} x {picture.shape[0]}, a side must be {MIN_SIDE} or more"
+        )
+    return picture
+
+
+def _from_pil(image: Image.Image) -> np.ndarray:
+    """Through the same door as a file, so that modes, alpha and EXIF rotation are treated alike."""
+    file = io.BytesIO()
+    try:
+        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"):
+            image = image.convert("RGB")
+        image.save(file, "PNG", compress_level=0, exif=image.getexif())
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PictureError(f"damaged: {one_line(error)[:120]}") from None
+    return decode(file.getvalue())
