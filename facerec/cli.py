@@ -24,6 +24,7 @@ class Entry(NamedTuple):
 ENTRIES = {
     "train": Entry("train", "configs/demo.yaml", ("main", "train")),
     "sweep": Entry("sweep", None, ("sweep",)),
+    "finetune": Entry("finetune", None, ("finetune",)),
     "predict": Entry("predict", None, ("predict",)),
     "register": Entry("register"),
 }

@@ -23,13 +23,17 @@ PATHS = ("data", "cache", "output")  # settings whose folders are nobody's busin
 
 
 def provenance(
-    store: Store, settings: Settings | Mapping[str, str], **facts: Any
+    store: Store,
+    settings: Settings | Mapping[str, str],
+    earlier: Mapping[str, Any] | None = None,
+    **facts: Any,
 ) -> dict[str, Any]:
     """What a training saw, to be kept with the model.
 
     Args:
         store: the data; its train part was learnt from, its val part was tuned on.
         settings: the recipe; of paths in it only the last part is kept.
+        earlier: provenance of the model whose weights this training started from; whom that one met, this one has.
         facts: more of it, as JSON holds it: `run_id`, `git_commit`, `initial_model` ...
 
     Returns:
@@ -38,17 +42,20 @@ def provenance(
     """
     from facerec.data.splits import fold_name  # here, so that embedding a face does not wait for it
 
-    salt = secrets.token_hex(16)
+    salt = earlier["salt"] if earlier else secrets.token_hex(16)
     parts = {}
     for part in PARTS:
         rows = store.indices(part)
         names = {fold_name(store.names[label]) for label in store.labels[rows]}
         pictures = {store.picture_hashes[i] for i in rows}
+        known = earlier[part] if earlier else {"people_hashes": [], "picture_hashes": []}
+        people_hashes = sorted({*_hashes(salt, names), *known["people_hashes"]})
+        picture_hashes = sorted({*_hashes(salt, pictures), *known["picture_hashes"]})
         parts[part] = {
-            "people": len(names),
-            "pictures": len(rows),
-            "people_hashes": _hashes(salt, names),
-            "picture_hashes": _hashes(salt, pictures),
+            "people": len(people_hashes),
+            "pictures": max(len(rows), len(picture_hashes)),
+            "people_hashes": people_hashes,
+            "picture_hashes": picture_hashes,
         }
     recipe = as_params(settings) if isinstance(settings, Settings) else dict(settings)
     recipe |= {name: Path(recipe[name]).name for name in PATHS if name in recipe}

@@ -29,6 +29,7 @@ from facerec.data.batches import (
     augment,
     check_batches,
     chunks,
+    confusable_batches,
     epoch_batches,
     to_input,
 )
@@ -196,6 +197,7 @@ class Trainer:
         self.best = clone_state(self.average.network)
         self.sums = {"loss": 0.0, "triplets": 0.0}
         self.saved_at = time.monotonic()
+        self.batches: np.ndarray | None = None  # of the epoch at hand
         self.stop: BaseException | None = (
             None  # raised after the step at hand, the checkpoint written
         )
@@ -224,9 +226,10 @@ class Trainer:
         """The rest of the first epoch that has not been validated, then its validation."""
         epoch = len(self.history) - 1
         done = self.step - epoch * self.steps_per_epoch
-        batches = epoch_batches(self.train_labels, self.settings, self.settings.seed, epoch)
+        if self.batches is None:
+            self.batches = self.plan(epoch)
         started, pictures = time.monotonic(), 0
-        for positions in batches[done:]:
+        for positions in self.batches[done:]:
             self.train_step(positions)
             pictures += len(positions)
             bar.update(len(positions))
@@ -243,11 +246,25 @@ class Trainer:
             "train/triplets": self.sums["triplets"] / self.steps_per_epoch,
             "train/images_per_second": pictures / seconds if seconds else 0.0,
         }
+        self.batches = None
         row = self.finish_epoch(row)
         bar.set_postfix_str(
             f"loss {row['train/loss']:.4f}, val Recall@1 {row['val/recall_at_1']:.3f}"
         )
         return row
+
+    def plan(self, epoch: int) -> np.ndarray:
+        """Batches of an epoch (steps, batch_size): by chance, or of people who are confused with each other now."""
+        if not self.settings.confusable:
+            return epoch_batches(self.train_labels, self.settings, self.settings.seed, epoch)
+        pictures = self.store.images[self.train_indices]
+        embeddings = embed_pictures(
+            self.average.network, pictures, self.device, self.settings.precision
+        )
+        nearest = confusable_people(embeddings, self.train_labels)
+        return confusable_batches(
+            self.train_labels, nearest, self.settings, self.settings.seed, epoch
+        )
 
     def train_step(self, positions: np.ndarray) -> None:
         """One optimiser step on the training pictures at `positions`."""
@@ -337,6 +354,10 @@ class Trainer:
         tensors |= {f"best/{k}": v for k, v in self.best.items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{slot}": value for slot, value in slots.items()}
+        if (
+            self.batches is not None and self.settings.confusable
+        ):  # mined from weights that are no more
+            tensors["plan/batches"] = torch.from_numpy(self.batches)
         state = {"best_value": self.best_value, "history": self.history, "sums": self.sums}
         self.save(self.step, {k: v.clone() for k, v in tensors.items()}, state)
         self.saved_at = time.monotonic()
@@ -357,9 +378,30 @@ class Trainer:
             slots.setdefault(int(index), {})[slot] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self.batches = parts["plan"]["batches"].numpy() if "plan" in parts else None
         self.step = checkpoint.step
         self.best_value = checkpoint.state["best_value"]
         self.history, self.sums = checkpoint.state["history"], checkpoint.state["sums"]
+
+
+def confusable_people(embeddings: Tensor, labels: np.ndarray, count: int = 64) -> np.ndarray:
+    """(C, count) identities whose mean embeddings lie nearest to each identity's, nearest first.
+
+    Args:
+        embeddings: (N, E) unit length.
+        labels: (N,) identities 0 ... C - 1.
+    """
+    people = int(labels.max()) + 1
+    sums = torch.zeros(people, embeddings.shape[1]).index_add_(
+        0, torch.from_numpy(labels), embeddings
+    )
+    centres = nn.functional.normalize(sums, dim=1)
+    rows = []
+    for part in chunks(people, 1024):
+        similarity = centres[part] @ centres.T
+        similarity[torch.arange(len(similarity)), torch.arange(people)[part]] = -2.0
+        rows.append(similarity.topk(min(count, people - 1), dim=1).indices)
+    return torch.cat(rows).numpy()
 
 
 def clone_state(network: nn.Module) -> dict[str, Tensor]:

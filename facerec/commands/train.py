@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from pydantic import Field
+from torch import nn
 from tqdm import tqdm
 
 from facerec import plots
@@ -23,6 +24,7 @@ from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.data.align import AlignSettings
 from facerec.data.demo import color_histogram, raw_pixels
 from facerec.data.store import DataSettings, Store, open_store
+from facerec.embedder import FaceEmbedder
 from facerec.interrupt import Stopped, stop_softly
 from facerec.metrics import retrieval
 from facerec.model.network import NetworkSettings, build_network, check_sizes, parameter_count
@@ -52,6 +54,10 @@ class TrainSettings(
 
     group: ClassVar[str] = "Run"
 
+    init: str | None = Field(
+        None,
+        description="Model whose weights to start from: a folder, runs:/ID/model, models:/NAME@ALIAS or a shipped one.",
+    )
     resume: str | None = Field(
         None,
         description="Run to go on with, or `last`: same run in MLflow, settings of its checkpoint.",
@@ -138,6 +144,8 @@ def make_trainer(
     """The trainer of a run, before its first step or at its saved one; checkpoints go into `folder`."""
     torch.manual_seed(settings.seed)
     network = build_network(settings)
+    if settings.init:
+        start_from(network, settings.init)
     identities = len(np.unique(store.labels[store.indices("train")]))
     objective = Objective(settings, identities, settings.embedding_dim)
     save = keeper(folder, settings, store)
@@ -145,6 +153,21 @@ def make_trainer(
     if checkpoint:
         trainer.restore(checkpoint)
     return trainer
+
+
+def start_from(network: nn.Module, source: str) -> None:
+    """Loads the weights of the model `source` into `network`.
+
+    Raises:
+        InputError: if that model is another network.
+    """
+    try:
+        network.load_state_dict(FaceEmbedder.load(source, "cpu").network.state_dict())
+    except RuntimeError as error:
+        reason = one_line(error)[:200]
+        raise InputError(
+            f"init={source} is another network than the settings describe: {reason}"
+        ) from None
 
 
 def keeper(folder: Path, settings: TrainSettings, store: Store) -> Callable[..., Path]:
@@ -251,7 +274,13 @@ def conclude(
     best = max(trainer.history, key=lambda row: row["val/map_at_r"], default={"epoch": 0})
     mlflow_run.tag({"best.epoch": int(best["epoch"])})
     figures = {name: value for name, value in best.items() if name.startswith("val/")}
-    made_from = provenance(store, settings, run_id=mlflow_run.id)
+    earlier = FaceEmbedder.load(settings.init, "cpu").provenance if settings.init else None
+    if earlier and trainer.history:
+        mlflow_run.tag({"init.run": earlier.get("run_id", "unknown")})
+        gain = best["val/map_at_r"] - trainer.history[0]["val/map_at_r"]
+        mlflow_run.log_metrics({"val/map_at_r_gain": gain}, step=int(best["epoch"]))
+        say(f"gain over the initial model: val MAP@R {gain:+.4f}")
+    made_from = provenance(store, settings, earlier, run_id=mlflow_run.id)
     write_model(
         folder / "model",
         network.cpu(),

@@ -34,6 +34,10 @@ class BatchSettings(Settings):
         le=1024,
         description="Pictures of one person in a batch; 1 = every picture once an epoch, shuffled.",
     )
+    confusable: bool = Field(
+        False,
+        description="Fill batches with people whom the network confuses, looked for anew each epoch.",
+    )
     flip: float = Field(0.5, ge=0, le=1, description="Share of pictures mirrored.")
     rotate: float = Field(
         10.0, ge=0, le=180, description="Rotation up to so many degrees either way."
@@ -74,6 +78,40 @@ def epoch_batches(labels: np.ndarray, settings: BatchSettings, seed: int, epoch:
     return np.concatenate(draws).reshape(steps, size)
 
 
+def confusable_batches(
+    labels: np.ndarray, nearest: np.ndarray, settings: BatchSettings, seed: int, epoch: int
+) -> np.ndarray:
+    """Batches in which people meet those whom they are confused with.
+
+    A batch is filled from persons drawn at random, each followed by the next persons in its row of `nearest`, half a
+    batch at most from one row, so that a batch holds two groups of look-alikes at least.
+
+    Args:
+        labels: (N,) identity of every training picture, 0 ... C - 1.
+        nearest: (C, k) the most confusable identities of each, most confusable first.
+
+    Returns:
+        (steps, batch_size) int64 positions in `labels`, as `epoch_batches`.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    per_batch = settings.batch_size // settings.images_per_identity
+    steps = len(labels) // settings.batch_size
+    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
+    starts = identity_stream(len(members), per_batch, steps, rng)
+    rows = []
+    for people in starts:
+        chosen: dict[int, None] = {}
+        for person in people:
+            group = [int(person), *nearest[person]][: max(2, per_batch // 2)]
+            chosen.update(dict.fromkeys(int(p) for p in group))
+            if len(chosen) >= per_batch:
+                break
+        rows.append(
+            [draw(members[p], settings.images_per_identity, rng) for p in list(chosen)[:per_batch]]
+        )
+    return np.concatenate([np.concatenate(row) for row in rows]).reshape(steps, settings.batch_size)
+
+
 def identity_stream(
     identities: int, per_batch: int, steps: int, rng: np.random.Generator
 ) -> np.ndarray:
@@ -102,6 +140,10 @@ def check_batches(labels: np.ndarray, settings: BatchSettings) -> None:
         raise InputError(
             f"batch_size {size} is no multiple of images_per_identity {per_identity}: "
             f"set batch_size to {max(1, size // per_identity) * per_identity}"
+        )
+    if settings.confusable and per_identity == 1:
+        raise InputError(
+            "confusable=true wants images_per_identity 2 or more: people meet with several pictures each"
         )
     if size > len(labels):
         raise InputError(

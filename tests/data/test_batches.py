@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from facerec.data.batches import BatchSettings, augment, check_batches, epoch_batches, to_input
+from facerec.data.batches import (
+    BatchSettings,
+    augment,
+    check_batches,
+    confusable_batches,
+    epoch_batches,
+    to_input,
+)
 from facerec.settings import InputError
 
 LABELS = np.repeat(np.arange(20), np.arange(1, 21))  # person p has p + 1 pictures: 210 in all
@@ -84,3 +91,15 @@ def test_strong_augmentation_stays_in_range_and_is_reproducible():
     assert torch.equal(one, again) and one.abs().max() <= 1
     gray = (one - one.mean(1, keepdim=True)).abs().amax((1, 2, 3)) < 1e-5
     assert 0 < gray.sum() < 16
+
+
+def test_confusable_people_meet():
+    """Person p is confused with p ^ 1: in every batch of two people, the two are such a pair."""
+    labels = np.repeat(np.arange(8), 5)
+    nearest = (np.arange(8) ^ 1)[:, None]
+    pairs = settings(batch_size=4, images_per_identity=2, confusable=True)
+    batches = confusable_batches(labels, nearest, pairs, seed=0, epoch=0)
+    assert batches.shape == (10, 4)
+    for batch in batches:
+        people = np.unique(labels[batch])
+        assert len(people) == 2 and people[0] ^ 1 == people[1]
