@@ -58,6 +58,7 @@ with warnings.catch_warnings():
         )
 
 
+SHIPPED = ("pretrained", "pretrained-lfw")
 SETTINGS = PredictSettings
 ARGUMENTS = ("a", "b")
 
@@ -140,14 +141,12 @@ def how(settings: PredictSettings) -> dict[str, Any]:
 
 
 def located(path: str) -> str:
-    """A relative path under `mlflow run` counts from the folder in which that was typed, if it is there."""
-    launched = os.environ.get("MLFLOW_RUN_ID") and ":" not in path and not Path(path).exists()
-    if launched:
-        from facerec.tracking import launch_folder
+    """A relative path under `mlflow run` counts from the folder in which that was typed, unless it is in the project."""
+    if not os.environ.get("MLFLOW_RUN_ID") or ":" in path or path in SHIPPED or Path(path).exists():
+        return path
+    from facerec.tracking import launch_folder
 
-        typed = launch_folder() / path
-        return str(typed) if typed.exists() else path
-    return path
+    return str(launch_folder() / path)
 
 
 def side_by_side(paths: list[str], target: str, side: int = 256) -> None:

@@ -37,7 +37,7 @@ def pixels(picture: Picture) -> np.ndarray:
         PictureError: it cannot be used.
     """
     if isinstance(picture, (str, PathLike)):
-        return decode(Path(picture).expanduser() if "://" not in str(picture) else Path(picture))
+        return _from_path(Path(picture) if "://" in str(picture) else Path(picture).expanduser())
     if isinstance(picture, (bytes, bytearray)):
         return decode(bytes(picture))
     if isinstance(picture, Image.Image):
@@ -54,6 +54,15 @@ def pixels(picture: Picture) -> np.ndarray:
             f"too small: {picture.shape[1]} x {picture.shape[0]}, a side must be {MIN_SIDE} or more"
         )
     return picture
+
+
+def _from_path(path: Path) -> np.ndarray:
+    try:
+        return decode(path)
+    except PictureError as error:
+        if str(error) == "no such file" and not path.is_absolute():
+            raise PictureError(f"no such file in {Path.cwd()}") from None
+        raise
 
 
 def _from_pil(image: Image.Image) -> np.ndarray:
