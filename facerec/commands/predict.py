@@ -141,7 +141,7 @@ def how(settings: PredictSettings) -> dict[str, Any]:
 
 
 def located(path: str) -> str:
-    """A relative path under `mlflow run` counts from the folder in which that was typed, unless it is in the project."""
+    """Under `mlflow run` a relative path that is not in the project counts from where that was typed."""
     if not os.environ.get("MLFLOW_RUN_ID") or ":" in path or path in SHIPPED or Path(path).exists():
         return path
     from facerec.tracking import launch_folder
