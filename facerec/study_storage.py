@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from optuna.storages.journal import (
 )
 from optuna.storages.journal._file import get_lock_file
 from optuna.trial import FrozenTrial
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from facerec.settings import InputError, one_line
 
@@ -63,19 +65,33 @@ def open_storage(
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = (JournalFileOpenLock if os.name == "nt" else JournalFileSymlinkLock)(str(path))
             return JournalStorage(Journal(str(path), lock))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return RDBStorage(
-                with_driver(where),
-                engine_kwargs={"pool_pre_ping": True},
-                heartbeat_interval=heartbeat,
-                grace_period=3 * heartbeat,
-                heartbeat_stale_trial_callback=on_stale,
-            )
+        return open_database(with_driver(where), heartbeat, on_stale)
     except Exception as error:  # each database driver has errors of its own
         raise InputError(
             f"storage {without_password(where)} cannot be opened: {PASSWORD.sub('***', one_line(error))[:300]}"
         ) from error
+
+
+def open_database(
+    url: str, heartbeat: int, on_stale: Callable[[optuna.Study, FrozenTrial], None] | None
+) -> RDBStorage:
+    """Optuna's storage in a database, whose tables it makes; of several that make them at once, one succeeds."""
+    for last in (False, False, False, True):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                return RDBStorage(
+                    url,
+                    engine_kwargs={"pool_pre_ping": True},
+                    heartbeat_interval=heartbeat,
+                    grace_period=3 * heartbeat,
+                    heartbeat_stale_trial_callback=on_stale,
+                )
+        except (IntegrityError, ProgrammingError):
+            if last:
+                raise
+        time.sleep(1)
+    raise AssertionError("unreachable")
 
 
 def with_driver(url: str) -> str:

@@ -15,8 +15,10 @@ import numpy as np
 import optuna
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from optuna.trial import TrialState
 
 from facerec.commands import sweep
+from facerec.settings import InputError
 from facerec.study_storage import open_storage
 
 SPACE = """
@@ -104,3 +106,29 @@ def eventually(condition: Callable[[], bool], seconds: float = 90) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.1)
+
+
+def states(options: dict[str, str]) -> list[TrialState]:
+    try:
+        return [t.state for t in study_of(options).trials]
+    except (KeyError, InputError):
+        return []
+
+
+def check_accounts(options: dict[str, str], wanted: int) -> list[int]:
+    """Every trial has ended, and so has its run, with the same state. Returns the numbers of the failed ones."""
+    study = study_of(options)
+    trials = study.get_trials()
+    assert sum(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials) == wanted, [
+        t.state for t in trials
+    ]
+    assert all(t.state.is_finished() for t in trials)
+    runs = runs_of(study.user_attrs["mlflow_run"])
+    for trial in trials:
+        if "mlflow_run" in trial.user_attrs:
+            run = runs[trial.number]
+            expected = {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+            assert run.data.tags["trial.state"] == expected
+            assert run.info.status != "RUNNING"
+    assert MlflowClient().get_run(study.user_attrs["mlflow_run"]).info.status == "FINISHED"
+    return [t.number for t in trials if t.state == TrialState.FAIL]
