@@ -329,7 +329,7 @@ def _threshold_line(figure: go.Figure, name: str, value: float, number: int, at:
     )  # fmt: skip
     figure.add_annotation(
         text=f" {escape(name)}: {value:.3f} ", x=value, yref="y domain", y=1 - 0.075 * (number % 6),
-        xanchor="left" if at < 0.6 else "right", yanchor="top", yshift=2, showarrow=False,
+        xanchor="left" if at < 0.72 else "right", yanchor="top", yshift=2, showarrow=False,
         font={"size": 11.5, "color": light("ink")},
     )  # fmt: skip
 
