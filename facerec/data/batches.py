@@ -49,6 +49,12 @@ class BatchSettings(Settings):
     color: float = Field(
         0.2, ge=0, le=1, description="Change of brightness, contrast and saturation either way."
     )
+    tint: float = Field(
+        0.15,
+        ge=0,
+        le=1,
+        description="Change of each colour channel either way, as by coloured light.",
+    )
     gray: float = Field(0.05, ge=0, le=1, description="Share of pictures turned grey.")
     erase: float = Field(0.1, ge=0, le=1, description="Share of pictures with a rectangle erased.")
 
@@ -184,13 +190,13 @@ def augment(pictures: Tensor, settings: BatchSettings, generator: torch.Generato
 
 
 class Uniform:
-    """Draws (B, 1, 1, 1) uniform numbers from one generator."""
+    """Draws (B, channels, 1, 1) uniform numbers from one generator."""
 
     def __init__(self, batch: int, device: torch.device, generator: torch.Generator) -> None:
         self.batch, self.device, self.generator = batch, device, generator
 
-    def __call__(self, low: float, high: float) -> Tensor:
-        unit = torch.rand(self.batch, 1, 1, 1, device=self.device, generator=self.generator)
+    def __call__(self, low: float, high: float, channels: int = 1) -> Tensor:
+        unit = torch.rand(self.batch, channels, 1, 1, device=self.device, generator=self.generator)
         return low + (high - low) * unit
 
 
@@ -212,10 +218,12 @@ def warp(pictures: Tensor, settings: BatchSettings, uniform: Uniform) -> Tensor:
 
 
 def recolor(pictures: Tensor, settings: BatchSettings, uniform: Uniform) -> Tensor:
-    """Brightness, contrast and saturation, then grey for some."""
+    """Tint, brightness, contrast and saturation, then grey for some."""
     luma = torch.tensor(LUMA, device=pictures.device).view(1, 3, 1, 1)
     gain, contrast, saturation = (uniform(1 - settings.color, 1 + settings.color) for _ in range(3))
     is_gray = uniform(0, 1) < settings.gray
+    if settings.tint > 0:
+        pictures = (pictures + 1) * uniform(1 - settings.tint, 1 + settings.tint, channels=3) - 1
     if settings.color > 0:
         pictures = (pictures + 1) * gain - 1
         mean = pictures.mean((1, 2, 3), keepdim=True)

@@ -63,13 +63,13 @@ def test_batches_that_cannot_be(changes, said):
 
 def test_augmentation_off_is_the_identity():
     pictures = to_input(torch.randint(0, 256, (5, 12, 12, 3), dtype=torch.uint8))
-    off = settings(flip=0, rotate=0, zoom=0, shift=0, color=0, gray=0, erase=0)
+    off = settings(flip=0, rotate=0, zoom=0, shift=0, color=0, tint=0, gray=0, erase=0)
     assert torch.equal(augment(pictures, off, torch.Generator().manual_seed(0)), pictures)
 
 
 def test_flip_alone_mirrors():
     pictures = to_input(torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8))
-    flipped = settings(flip=1, rotate=0, zoom=0, shift=0, color=0, gray=0, erase=0)
+    flipped = settings(flip=1, rotate=0, zoom=0, shift=0, color=0, tint=0, gray=0, erase=0)
     assert torch.equal(
         augment(pictures, flipped, torch.Generator().manual_seed(0)), pictures.flip(3)
     )
@@ -79,7 +79,7 @@ def test_warp_keeps_a_centred_disc_in_place():
     """A disc around the centre looks the same after rotation, whatever the mirror: the resampling has no drift."""
     rows, columns = torch.meshgrid(torch.arange(33), torch.arange(33), indexing="ij")
     disc = (((rows - 16) ** 2 + (columns - 16) ** 2) < 64).float() * 2 - 1
-    turned = settings(rotate=180, zoom=0, shift=0, color=0, gray=0, erase=0)
+    turned = settings(rotate=180, zoom=0, shift=0, color=0, tint=0, gray=0, erase=0)
     out = augment(disc.expand(32, 3, 33, 33).contiguous(), turned, torch.Generator().manual_seed(0))
     assert (out - disc).abs().mean() < 0.04  # a shift by one pixel would be 0.06
 
