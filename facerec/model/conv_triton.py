@@ -1,10 +1,11 @@
 """The causal depthwise convolution with SiLU in Triton, values and gradients.
 
-out_t = silu(bias + sum_k weight_k x_(t - W + 1 + k)), as in `facerec.model.scan.causal_conv1d`. Any strides; float32
-arithmetic. Both passes are bound by memory: forward reads x and writes out, 8 bytes a token and channel in float32; backward
-reads x and the gradient and writes one tensor, 12 bytes; the taps' overlapping reads hit L1. A program takes tiles
-(tokens, channels) in turn. Gradients of weight and bias are summed within a program, written once, and added by one
-reduction in a fixed order: no atomics.
+out_t = silu(bias + sum_k weight_k x_(t - W + 1 + k)), as in `facerec.model.scan.causal_conv1d`. Any
+strides; float32 arithmetic. Both passes are bound by memory: forward reads x and writes out, 8
+bytes a token and channel in float32; backward reads x and the gradient and writes one tensor, 12
+bytes; the taps' overlapping reads hit L1. A program takes tiles (tokens, channels) in turn.
+Gradients of weight and bias are summed within a program, written once, and added by one reduction
+in a fixed order: no atomics.
 
 Axes: B batch, L tokens, D channels, W taps.
 """
@@ -16,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from facerec.model.scan_triton import _sigmoid, _wide, like
+from facerec.model.tiles_triton import like, sigmoid, wide
 
 _TOKENS, _CHANNELS, _WARPS = 32, 64, 4
 _MOST_PARTS = 1024  # of the sums for the gradients of weight and bias
@@ -27,7 +28,7 @@ def _tile(base, tokens, token_stride, offsets, own, length, REVERSE: tl.constexp
     """x at `tokens`, 0 before the first and after the last; token 0 is the first that is read."""
     inside = ((tokens >= 0) & (tokens < length))[:, None] & own[None, :]
     place = length - 1 - tokens if REVERSE else tokens
-    at = base + _wide(place)[:, None] * token_stride + offsets[None, :]
+    at = base + wide(place)[:, None] * token_stride + offsets[None, :]
     return tl.load(at, mask=inside, other=0.0).to(tl.float32)
 
 
@@ -62,7 +63,7 @@ def _forward(
     d = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
     own = d < channels
     tokens = task % spans * TOKENS + tl.arange(0, TOKENS)
-    x_at = x + _wide(task // spans) * x_b
+    x_at = x + wide(task // spans) * x_b
     total = tl.zeros([TOKENS, CHANNELS], tl.float32)
     if bias is not None:
         total += tl.load(bias + d, mask=own, other=0.0).to(tl.float32)[None, :]
@@ -70,9 +71,9 @@ def _forward(
         part = _tile(x_at, tokens - (W - 1 - k), x_t, d * x_d, own, length, REVERSE)
         total += _taps(weight, d, own, k, W) * part
     if SILU:
-        total *= _sigmoid(total)
+        total *= sigmoid(total)
     place = length - 1 - tokens if REVERSE else tokens
-    at = out + _wide(task // spans) * out_b + _wide(place)[:, None] * out_t + (d * out_d)[None, :]
+    at = out + wide(task // spans) * out_b + wide(place)[:, None] * out_t + (d * out_d)[None, :]
     inside = (tokens < length)[:, None] & own[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=inside)
 
@@ -109,15 +110,15 @@ def _backward(
     part = tl.program_id(0) // blocks
     d = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
     own = d < channels
-    at = shares + _wide(part) * (W + 1) * channels + d
+    at = shares + wide(part) * (W + 1) * channels + d
     for k in tl.static_range(W + 1):
         tl.store(at + k * channels, tl.zeros([CHANNELS], tl.float32), mask=own)
     tl.debug_barrier()
 
     for task in range(part, batch * spans, parts):
         tokens = task % spans * TOKENS + tl.arange(0, TOKENS)
-        x_at = x + _wide(task // spans) * x_b
-        grad_at = grad + _wide(task // spans) * grad_b
+        x_at = x + wide(task // spans) * x_b
+        grad_at = grad + wide(task // spans) * grad_b
         d_x = tl.zeros([TOKENS, CHANNELS], tl.float32)
         for ahead in tl.static_range(W):
             # Token t reaches out_(t + ahead) through tap W - 1 - ahead.
@@ -130,7 +131,7 @@ def _backward(
                     behind = tokens + (ahead - (W - 1 - k))
                     value = _tile(x_at, behind, x_t, d * x_d, own, length, REVERSE)
                     total += _taps(weight, d, own, k, W) * value
-                gate = _sigmoid(total)
+                gate = sigmoid(total)
                 d_sum *= gate * (1.0 + total * (1.0 - gate))
             d_x += _taps(weight, d, own, W - 1 - ahead, W) * d_sum
             if ahead == 0:
@@ -142,7 +143,7 @@ def _backward(
                 share = tl.load(at + W * channels, mask=own, other=0.0)
                 tl.store(at + W * channels, share + tl.sum(d_sum, axis=0), mask=own)
         place = length - 1 - tokens if REVERSE else tokens
-        to = dx + _wide(task // spans) * dx_b + _wide(place)[:, None] * dx_t + (d * dx_d)[None, :]
+        to = dx + wide(task // spans) * dx_b + wide(place)[:, None] * dx_t + (d * dx_d)[None, :]
         inside = (tokens < length)[:, None] & own[None, :]
         tl.store(to, d_x.to(dx.dtype.element_ty), mask=inside)
         tl.debug_barrier()

@@ -1,9 +1,10 @@
 """mamba-ssm's and causal-conv1d's CUDA kernels behind the signatures of `facerec.model.scan`.
 
-Both are optional: nothing of them is imported before it is asked for. What their kernels want, and what is done here:
-one dtype for u, delta, B, C, z, with the tokens innermost; A, D and the bias in float32; the activation by keyword,
-since the fourth argument of causal_conv1d_fn is seq_idx. Token-major tensors therefore cost a copy each, which the Triton
-kernels do not ask for. Their backward pass drops the gradient of the last state: who wants it is refused.
+Both are optional: nothing of them is imported before it is asked for. What their kernels want, and
+what is done here: one dtype for u, delta, B, C, z, with the tokens innermost; A, D and the bias in
+float32; the activation by keyword, since the fourth argument of causal_conv1d_fn is seq_idx.
+Token-major tensors therefore cost a copy each, which the Triton kernels do not ask for. Their
+backward pass drops the gradient of the last state: who wants it is refused.
 
 Axes: B batch, L tokens, D channels, N states, G groups of B and C, W taps.
 """

@@ -1,7 +1,8 @@
 """The Triton kernels as PyTorch operators: `scan` and `conv`, each with a written backward.
 
-They have fake kernels and autograd, so that torch.compile and torch.export take them as they are; none has an
-autocast rule, since A, D and the bias must stay float32. Inputs may be float32, float16 or bfloat16, mixed.
+They have fake kernels and autograd, so that torch.compile and torch.export take them as they are;
+none has an autocast rule, since A, D and the bias must stay float32. Inputs may be float32, float16
+or bfloat16, mixed.
 
 Axes: B batch, L tokens, D channels, N states, G groups of B and C.
 """
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from facerec.model import conv_triton, scan_triton
-from facerec.model.scan_triton import kept_shape, like
+from facerec.model import conv_triton, scan_grad_triton, scan_triton
+from facerec.model.scan_triton import kept_shape
+from facerec.model.tiles_triton import like
+
+_DENSE = torch.contiguous_format
 
 
 def scan(
@@ -91,11 +95,13 @@ def scan_backward(
     reverse: bool,
 ) -> list[Tensor]:
     """Gradients of the eight tensors; empty where there is no tensor."""
-    gradients = scan_triton.scan_backward(
+    gradients = scan_grad_triton.scan_backward(
         grad, grad_last, u, delta, A, B, C, D, z, delta_bias, softplus, reverse=reverse, kept=kept
     )
+    # Operators may not return views of one another, and those of A, D and the bias are rows of one sum.
     return [
-        u.new_empty(0) if g is None else g.contiguous() if g.dim() < 3 else g for g in gradients
+        u.new_empty(0) if g is None else g if g.dim() > 2 else g.clone(memory_format=_DENSE)
+        for g in gradients
     ]
 
 
@@ -145,7 +151,11 @@ def conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias; the last empty where there is no bias."""
     d_x, d_weight, d_bias = conv_triton.conv_backward(grad, x, weight, bias, silu, reverse=reverse)
-    return d_x, d_weight.contiguous(), x.new_empty(0) if d_bias is None else d_bias.clone()
+    return (
+        d_x,
+        d_weight.clone(memory_format=_DENSE),
+        x.new_empty(0) if d_bias is None else d_bias.clone(),
+    )
 
 
 @conv_backward.register_fake

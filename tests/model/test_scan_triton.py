@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
-pytest.importorskip("triton")
+from facerec.model import conv_triton, mamba_triton, scan_grad_triton, scan_triton
+from facerec.model.scan import causal_conv1d, mamba_inner, selective_scan
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
-
-from facerec.model import conv_triton, mamba_triton, scan_triton  # noqa: E402
-from facerec.model.scan import causal_conv1d, mamba_inner, selective_scan  # noqa: E402
-
 TOLERANCE = 2e-5  # of a tensor's largest value
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
@@ -153,7 +147,9 @@ def test_scan_is_deterministic_and_keeps_little():
     runs = []
     for _ in range(2):
         out, _, kept = scan_triton.scan_forward(*tensors, True, keep=True)
-        grads = scan_triton.scan_backward(torch.ones_like(out), None, *tensors, True, kept=kept)
+        grads = scan_grad_triton.scan_backward(
+            torch.ones_like(out), None, *tensors, True, kept=kept
+        )
         runs.append((out, *grads))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     assert 0 < kept.numel() <= tensors[0].numel()
@@ -164,8 +160,8 @@ def test_states_are_recomputed_where_none_were_kept():
     tensors = list(scan_inputs(1, 40, 3, 2).values())
     out, _, kept = scan_triton.scan_forward(*tensors, True, keep=True)
     ones = torch.ones_like(out)
-    with_kept = scan_triton.scan_backward(ones, None, *tensors, True, kept=kept)
-    without = scan_triton.scan_backward(ones, None, *tensors, True)
+    with_kept = scan_grad_triton.scan_backward(ones, None, *tensors, True, kept=kept)
+    without = scan_grad_triton.scan_backward(ones, None, *tensors, True)
     assert all(map(torch.equal, with_kept, without))
 
 
@@ -178,7 +174,7 @@ def test_every_plan_gives_the_same(channels, rows, pictures):
     exact = [t.double().requires_grad_() for t in tensors]
     want = selective_scan(*exact, delta_softplus=True, backend="reference")
     out, _, kept = scan_triton.scan_forward(*tensors, True, keep=True, plan=plan)
-    grads = scan_triton.scan_backward(
+    grads = scan_grad_triton.scan_backward(
         torch.ones_like(out), None, *tensors, True, kept=kept, plan=plan
     )
     want_grads = torch.autograd.grad(want.sum(), exact)
@@ -194,8 +190,9 @@ def test_every_plan_gives_the_same(channels, rows, pictures):
 def test_plans_fill_a_card_and_bound_memory(batch, channels, length, states):
     forward = scan_triton.forward_plan(batch, channels, 1, states)
     warps = batch * -(-channels // forward.channels)
-    assert 4 <= forward.channels <= 32 and warps >= 96
-    backward = scan_triton.backward_plan(batch, channels, length, 1, states)
+    assert 4 <= forward.channels <= 32
+    assert warps >= 96 or forward.channels * states <= 64  # no lane without a state to hold
+    backward = scan_grad_triton.backward_plan(batch, channels, length, 1, states)
     parts = -(-batch // backward.pictures)
     assert parts * states <= max(states, batch * length)  # shares of A's gradient, against u
     kept = scan_triton.kept_shape(batch, channels, length, states)

@@ -1,0 +1,410 @@
+"""The scan and the whole network on an NVIDIA card: parity first, then times against what the card can do.
+
+    python benchmarks/gpu.py --json gpu.json     on a machine with a card; under eight minutes
+    python benchmarks/gpu.py --dry-run           the same control flow on a CPU, interpreted, on tiny shapes
+
+Needs torch, triton, numpy and this repository; the whole network also pydantic, click and pyyaml, without which
+its blocks alone are timed. Floors: the bytes that must be read and written once, over the measured rate of a copy; the
+exponentials, over their measured rate. A row's floor is the larger of its two, `x floor` its time over that.
+
+Axes: B batch, L tokens, D channels, N states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--dry-run", action="store_true", help="on a CPU, interpreted, tiny shapes")
+parser.add_argument("--blocks-only", action="store_true", help="time the blocks, not the network")
+parser.add_argument("--json", type=Path, help="where to write the results too")
+parser.add_argument("--seconds", type=float, default=420, help="start no row after so long")
+options = parser.parse_args() if __name__ == "__main__" else parser.parse_args(["--dry-run"])
+if options.dry_run:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from facerec.model import mamba_ssm_bridge  # noqa: E402
+from facerec.model.mamba import Mamba  # noqa: E402
+from facerec.model.scan import causal_conv1d, selective_scan  # noqa: E402
+
+STARTED = time.monotonic()
+DEVICE = "cpu" if options.dry_run else "cuda"
+TOLERANCE = 1e-4  # of a tensor's largest value, float32 against float64
+SCAN_SHAPES = [(1024, 64, 384, 16), (64, 4096, 768, 16), (1, 64, 384, 16)]
+PARITY_SHAPES = [(2, 70, 100, 16), (3, 33, 64, 5), (1, 9, 48, 64), (2, 5, 24, 256), (1, 1, 1, 1)]
+IMAGE, BATCH, D_MODEL, DEPTH = 64, 1024, 192, 8
+if options.dry_run:
+    SCAN_SHAPES, PARITY_SHAPES = [(2, 6, 8, 2), (1, 5, 4, 2)], [(1, 3, 5, 3)]
+    IMAGE, BATCH, D_MODEL, DEPTH = 16, 2, 8, 2
+
+
+class Row(NamedTuple):
+    """One line of the table; times and floor in milliseconds, memory in MiB."""
+
+    what: str
+    shape: str
+    dtype: str
+    backend: str
+    forward: float | None
+    both: float | None  # forward and backward
+    forward_floor: float | None = None
+    both_floor: float | None = None
+    memory: float | None = None
+    note: str = ""
+
+
+class Card(NamedTuple):
+    """What the card can do: bytes and exponentials a second."""
+
+    bandwidth: float
+    exponentials: float
+
+
+def backends() -> list[str]:
+    """The scan's back ends that run here, the slow reference last."""
+    return [
+        "triton",
+        *(["mamba-ssm"] if mamba_ssm_bridge.kernels() and not options.dry_run else []),
+    ]
+
+
+def milliseconds(run: Callable[[], Any], least: float = 0.3) -> float:
+    """Median time of a call, after warming up; `least` seconds of calls, between 3 and 100."""
+    run()
+    synchronize()
+    began = time.perf_counter()
+    run()
+    synchronize()
+    once = time.perf_counter() - began
+    count = 1 if options.dry_run else max(3, min(100, int(least / once)))
+    if DEVICE == "cpu":
+        return once * 1e3
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        run()
+        mark.record()
+    synchronize()
+    pairs = itertools.pairwise(marks)
+    return statistics.median(first.elapsed_time(second) for first, second in pairs)
+
+
+def synchronize() -> None:
+    """Waits for the card."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def in_time() -> bool:
+    """Whether another row may be started."""
+    return time.monotonic() - STARTED < options.seconds
+
+
+# What the card can do.
+
+
+@triton.jit
+def _exponentials(out, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = -1.0 / (1.0 + at.to(tl.float32))
+    for _ in range(ROUNDS):
+        x = tl.exp2(-x)
+    tl.store(out + at, x)
+
+
+def measure_card() -> Card:
+    """Bytes a second of a copy of 1 GiB, exponentials a second out of registers."""
+    source = torch.empty(2**10 if options.dry_run else 2**28, device=DEVICE)
+    target = torch.empty_like(source)
+    copied = milliseconds(lambda: target.copy_(source))
+    programs, block, rounds = (2, 64, 2) if options.dry_run else (132 * 64, 1024, 1024)
+    out = torch.empty(programs * block, device=DEVICE)
+    powers = milliseconds(lambda: _exponentials[(programs,)](out, rounds, block, num_warps=4))
+    bandwidth = 2 * source.numel() * source.element_size() / copied * 1e3
+    return Card(bandwidth, programs * block * rounds / powers * 1e3)
+
+
+def floors(shape: tuple[int, ...], bytes_each: int, card: Card) -> tuple[float, float]:
+    """Least milliseconds of a scan's forward pass, and of both passes.
+
+    Forward reads u, delta, z, B, C and writes out; backward reads those and the gradient and writes five gradients.
+    An exponential a token, channel and state in each; beside it, a token and channel, those of softplus and SiLU.
+    """
+    batch, length, channels, states = shape
+    tokens = batch * length
+    forward = tokens * (4 * channels + 2 * states) * bytes_each
+    backward = tokens * (7 * channels + 4 * states) * bytes_each
+    powers = tokens * channels * (states + 2)
+    times = [
+        max(moved / card.bandwidth, powers / card.exponentials) * 1e3
+        for moved in (forward, backward)
+    ]
+    return times[0], sum(times)
+
+
+# Parity.
+
+
+def scan_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Token-major, as the mixer makes them."""
+    batch, length, channels, states = shape
+    make = functools.partial(torch.randn, device=DEVICE)
+    sequence = lambda width: make(batch, length, width).to(dtype).transpose(1, 2)  # noqa: E731
+    return {
+        "u": sequence(channels),
+        "delta": sequence(channels),
+        "A": -torch.rand(channels, states, device=DEVICE) * states,
+        "B": sequence(states),
+        "C": sequence(states),
+        "D": make(channels),
+        "z": sequence(channels),
+        "delta_bias": make(channels) - 3,
+    }
+
+
+def gradients(operator: Callable, tensors: dict[str, Tensor], **named: Any) -> list[Tensor]:
+    """Out, and gradients of its sum of squares."""
+    leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+    out = operator(**leaves, **named)
+    return [out, *torch.autograd.grad(out.float().square().sum(), list(leaves.values()))]
+
+
+def parity() -> list[dict[str, Any]]:
+    """Largest error of values and gradients, float32 against the float64 reference."""
+    rows = []
+    for shape in PARITY_SHAPES:
+        tensors = scan_inputs(shape, torch.float32)
+        conv = {
+            "x": tensors["u"],
+            "weight": torch.randn(shape[2], 4, device=DEVICE),
+            "bias": tensors["D"],
+        }
+        cases = [
+            ("scan", selective_scan, tensors, {"delta_softplus": True}),
+            ("conv", causal_conv1d, conv, {"activation": "silu"}),
+        ]
+        for what, operator, given, named in cases:
+            for reverse in (False, True):
+                named = {**named, "reverse": reverse}
+                exact = {name: t.double() for name, t in given.items()}
+                wanted = gradients(operator, exact, backend="reference", **named)
+                for backend in backends():
+                    got = gradients(operator, given, backend=backend, **named)
+                    error = max(map(relative_error, got, wanted))
+                    row = {"what": what, "shape": shape, "reverse": reverse, "backend": backend}
+                    rows.append({**row, "error": error, "passed": error < TOLERANCE})
+    return rows
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest value; infinite where a NaN is."""
+    error = ((got.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
+    return error if error == error else float("inf")
+
+
+# Times.
+
+
+def timed(run: Callable[[bool], Any]) -> tuple[float | None, float | None, float | None, str]:
+    """(forward, forward and backward, peak memory, note) of `run(with_gradient)`."""
+    forward = both = memory = None
+    try:
+        with torch.no_grad():
+            forward = milliseconds(lambda: run(False))
+        if DEVICE == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        both = milliseconds(lambda: run(True))
+        if DEVICE == "cuda":
+            memory = torch.cuda.max_memory_allocated() / 2**20
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return forward, both, memory, "out of memory"
+    except Exception as error:  # one back end that fails must not cost the others their rows
+        return forward, both, memory, f"{type(error).__name__}: {str(error)[:80]}"
+    return forward, both, memory, ""
+
+
+def scan_rows(card: Card) -> Iterator[Row]:
+    """The scan alone. The reference keeps every state for autograd: it gets the short sequences only."""
+    for shape in SCAN_SHAPES:
+        for dtype in (torch.float32, torch.bfloat16):
+            tensors = scan_inputs(shape, dtype)
+            leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+            grad = torch.randn(tensors["u"].shape, device=DEVICE).to(dtype)
+            grad = grad.transpose(1, 2).contiguous().transpose(1, 2)
+            for backend in [*backends(), *(["reference"] if shape[1] <= 64 else [])]:
+                if not in_time():
+                    return
+
+                def run(with_gradient, backend=backend, tensors=tensors, leaves=leaves, grad=grad):
+                    inputs = leaves if with_gradient else tensors
+                    out = selective_scan(**inputs, delta_softplus=True, backend=backend)
+                    if with_gradient:
+                        torch.autograd.grad(out, list(leaves.values()), grad)
+
+                forward, both, memory, note = timed(run)
+                floor = floors(shape, dtype.itemsize, card)
+                name = str(shape).replace(" ", "")
+                kind = str(dtype).removeprefix("torch.")
+                yield Row("scan", name, kind, backend, forward, both, *floor, memory, note)
+
+
+class Blocks(nn.Module):
+    """Pre-norm residual mixers alone: (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(D_MODEL) for _ in range(DEPTH))
+        self.mixers = nn.ModuleList(Mamba(D_MODEL, scan_backend=backend) for _ in range(DEPTH))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        for index, (norm, mixer) in enumerate(zip(self.norms, self.mixers, strict=True)):
+            tokens = tokens + mixer(norm(tokens), reverse=index % 2 == 1)
+        return tokens
+
+
+class Attention(nn.Module):
+    """Transformer layers of as many parameters as `Blocks`: half as many layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        heads = max(1, D_MODEL // 64)
+        make = functools.partial(
+            nn.TransformerEncoderLayer, D_MODEL, heads, 4 * D_MODEL, 0.0, "gelu"
+        )
+        layers = (make(batch_first=True, norm_first=True) for _ in range(max(1, DEPTH // 2)))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.layers(tokens)
+
+
+def networks() -> tuple[str, Tensor, dict[str, Callable[[], nn.Module]]]:
+    """Name, input and builders by back end: the network, or its blocks where settings cannot be imported."""
+    try:
+        if options.blocks_only:
+            raise ImportError("not asked for")
+        from facerec.model.network import NetworkSettings, build_network
+    except ImportError as error:
+        print(f"blocks alone, without stem and head: {error}")
+        tokens = torch.randn(BATCH, (IMAGE // 8) ** 2, D_MODEL, device=DEVICE)
+        builders = {b: functools.partial(Blocks, b) for b in [*backends(), "reference"]}
+        return "blocks", tokens, {**builders, "attention": Attention}
+
+    def build(**changes: Any) -> nn.Module:
+        return build_network(
+            NetworkSettings(**{"d_model": D_MODEL, "depth": DEPTH, **changes}), IMAGE
+        )
+
+    pictures = torch.rand(BATCH, 3, IMAGE, IMAGE, device=DEVICE) * 2 - 1
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    builders = {b: functools.partial(build, scan_backend=b) for b in [*backends(), "reference"]}
+    # A transformer layer has twice the parameters of a Mamba block.
+    vit = functools.partial(build, mixer="attention", depth=max(1, DEPTH // 2))
+    return "network", pictures, {**builders, "attention": vit}
+
+
+def network_rows() -> Iterator[Row]:
+    """Forward pass for evaluation; forward and backward pass as a training step has them."""
+    name, inputs, builders = networks()
+    if not options.dry_run:
+        builders["triton, compiled"] = lambda: torch.compile(builders["triton"]())
+    for backend, build in builders.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            if not in_time():
+                return
+            torch.manual_seed(0)
+            network = build().to(DEVICE)
+
+            def run(with_gradient, network=network, dtype=dtype):
+                network.train(with_gradient)
+                bf16 = dtype == torch.bfloat16
+                with torch.autocast(DEVICE, dtype) if bf16 else nullcontext():
+                    out = network(inputs)
+                if with_gradient:
+                    network.zero_grad(set_to_none=True)
+                    out.float().square().mean().backward()
+
+            forward, both, memory, note = timed(run)
+            size = sum(p.numel() for p in network.parameters()) / 1e6
+            shape = f"{'x'.join(map(str, inputs.shape))}, {size:.2f} M"
+            kind = str(dtype).removeprefix("torch.")
+            yield Row(name, shape, kind, backend, forward, both, None, None, memory, note)
+
+
+def line(row: Row) -> str:
+    """A row as text."""
+    number = lambda x, width=9: f"{'' if x is None else f'{x:.3f}':>{width}}"  # noqa: E731
+    ratio = lambda a, b: f"{'' if not a or not b else f'{a / b:.2f}':>7}"  # noqa: E731
+    return (
+        f"{row.what:8} {row.shape:28} {row.dtype:9} {row.backend:17}{number(row.forward)}"
+        f"{ratio(row.forward, row.forward_floor)}{number(row.both)}{ratio(row.both, row.both_floor)}"
+        f"{'' if row.memory is None else f'{row.memory:.0f}':>9}  {row.note}"
+    )
+
+
+def main() -> int:
+    """Prints the table and JSON; 1 where parity failed."""
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        print("torch sees no CUDA card here; --dry-run shows the control flow on a CPU")
+        return 1
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.manual_seed(0)
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else platform.processor() or "cpu"
+    print(
+        f"{device}; torch {torch.__version__}, triton {triton.__version__}; {', '.join(backends())}"
+    )
+    checks = parity()
+    for check in checks:
+        verdict = "ok" if check["passed"] else "WRONG"
+        direction = "backward" if check["reverse"] else "forward"
+        name = f"{check['what']} {check['shape']} {direction} {check['backend']}"
+        print(f"parity {name:55} {check['error']:.1e} {verdict}")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    card = measure_card()
+    print(f"copy {card.bandwidth / 1e9:.0f} GB/s, exp2 {card.exponentials / 1e9:.0f} G/s")
+    print(
+        f"{'what':8} {'shape':28} {'dtype':9} {'backend':17}{'fwd ms':>9}{'xfloor':>7}"
+        f"{'f+b ms':>9}{'xfloor':>7}{'MiB':>9}"
+    )
+    rows = []
+    for produce in (lambda: scan_rows(card), network_rows):
+        for row in produce():
+            print(line(row), flush=True)
+            rows.append(row._asdict())
+    result = {
+        "device": device,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "interpreted": options.dry_run,
+        "card": card._asdict(),
+        "parity": checks,
+        "rows": rows,
+        "seconds": round(time.monotonic() - STARTED, 1),
+    }
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print(json.dumps(result))
+    return 0 if all(check["passed"] for check in checks) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
