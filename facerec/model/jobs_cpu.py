@@ -176,12 +176,13 @@ def as_view(tensor: Tensor | None, reverse: int | None = None) -> list[int]:
     """
     if tensor is None:
         return [0] * _VIEW
-    strides = [4 * stride for stride in tensor.stride()]
-    address = tensor.data_ptr()
+    integers = [tensor.data_ptr(), 0, 0, 0, 0]
+    for axis, stride in enumerate(tensor.stride(), 1):
+        integers[axis] = 4 * stride
     if reverse is not None:
-        address += (tensor.shape[reverse] - 1) * strides[reverse]
-        strides[reverse] = -strides[reverse]
-    return [address, *strides, *[0] * (_VIEW - 1 - len(strides))]
+        integers[0] += (tensor.shape[reverse] - 1) * integers[reverse + 1]
+        integers[reverse + 1] *= -1
+    return integers
 
 
 def launch(

@@ -21,7 +21,7 @@ from facerec.model.simd_cpu import LANES
 
 _LOG2_E = 1.4426950408889634
 _MOST_PARTS = 64  # of a batch; bounds the memory that gradients of weights are summed from
-_LEAST_TASKS = 32  # of the backward scan, for machines with more cores than pictures
+_LEAST_TASKS = 12  # of the backward scan: a small batch cuts its channels into as many
 _CHUNK_ROWS = 1024  # tokens that `inner` takes at a time
 
 

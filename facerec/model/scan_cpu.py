@@ -22,8 +22,12 @@ from numba import njit
 from facerec.model.jobs_cpu import Kernel, at, next_task, size, view, worker_scratch
 from facerec.model.simd_cpu import (
     LANES,
+    absolute,
+    all_within,
     exp2,
+    exp2_within,
     lane_sum,
+    larger,
     load,
     load_float,
     load_vector,
@@ -69,8 +73,11 @@ def _scan_forward_task(job, task, scratch):
     group = block // group_blocks
     first, count = _channels(job, group, block - group * group_blocks)
     rates, h = scratch, scratch + states * ROW
+    steepest = splat(0.0)
     for n in range(states):
-        store_vector(rates + n * ROW, load(at(rates_of, n, first, 0), 4, count))
+        rate = load(at(rates_of, n, first, 0), 4, count)
+        steepest = larger(steepest, absolute(rate))
+        store_vector(rates + n * ROW, rate)
         store_vector(h + n * ROW, splat(0.0))
     for chunk in range((length + every - 1) // every):
         start = chunk * every
@@ -79,7 +86,7 @@ def _scan_forward_task(job, task, scratch):
             for n in range(states):
                 store_vector(target + n * ROW, load_vector(h + n * ROW))
         _scan_forward_tokens(
-            job, b, group, first, count, start, min(start + every, length), rates, h
+            job, b, group, first, count, start, min(start + every, length), rates, h, steepest
         )
     if last[0] != 0:
         for n in range(states):
@@ -87,35 +94,58 @@ def _scan_forward_task(job, task, scratch):
 
 
 @njit(forceinline=True)
-def _scan_forward_tokens(job, b, group, first, count, start, stop, rates, h):
-    states, soft = size(job, 1), size(job, 5)
-    u, delta, B, C = view(job, 0), view(job, 1), view(job, 3), view(job, 4)
+def _scan_forward_tokens(job, b, group, first, count, start, stop, rates, h, steepest):
+    states, B, C = size(job, 1), view(job, 3), view(job, 4)
     z, out = view(job, 6), view(job, 8)
     skip = _load_optional(view(job, 5), first, count)
     shift = _load_optional(view(job, 7), first, count)
+    next_x, next_dt = _scan_input(job, b, first, count, start, shift)
     for t in range(start, stop):
-        x = load(at(u, b, first, t), u[2], count)
-        dt = load(at(delta, b, first, t), delta[2], count) + shift
-        prefetch(at(u, b, first, t + AHEAD))
-        prefetch(at(delta, b, first, t + AHEAD))
-        if soft:
-            dt, _ = softplus(dt)
+        x, dt = next_x, next_dt
+        # Ahead of the states, so that the processor has it done by the time they are.
+        if t + 1 < stop:
+            next_x, next_dt = _scan_input(job, b, first, count, t + 1, shift)
+        gate = splat(1.0)
+        if z[0] != 0:
+            gate = load(at(z, b, first, t), z[2], count)
+            prefetch(at(z, b, first, t + AHEAD))
+            gate = gate * sigmoid(gate)
         y = x * skip
         x = x * dt
         b_n = at(B, b, group, 0) + t * B[4]
         c_n = at(C, b, group, 0) + t * C[4]
-        for n in range(states):
-            decay = exp2(dt * load_vector(rates + n * ROW))
-            state = load_vector(h + n * ROW) * decay + x * load_float(b_n)
-            store_vector(h + n * ROW, state)
-            y = state * load_float(c_n) + y
-            b_n += B[3]
-            c_n += C[3]
-        if z[0] != 0:
-            gate = load(at(z, b, first, t), z[2], count)
-            prefetch(at(z, b, first, t + AHEAD))
-            y = y * (gate * sigmoid(gate))
-        store(at(out, b, first, t), out[2], count, y)
+        if all_within(dt * steepest, 126.0):
+            y = _advance(states, dt, x, y, rates, h, b_n, B[3], c_n, C[3], True)
+        else:
+            y = _advance(states, dt, x, y, rates, h, b_n, B[3], c_n, C[3], False)
+        store(at(out, b, first, t), out[2], count, y * gate)
+
+
+@njit(forceinline=True)
+def _scan_input(job, b, first, count, t, shift):
+    """(u, dt) of a token."""
+    u, delta = view(job, 0), view(job, 1)
+    x = load(at(u, b, first, t), u[2], count)
+    dt = load(at(delta, b, first, t), delta[2], count) + shift
+    prefetch(at(u, b, first, t + AHEAD))
+    prefetch(at(delta, b, first, t + AHEAD))
+    if size(job, 5):
+        dt, _ = softplus(dt)
+    return x, dt
+
+
+@njit(forceinline=True)
+def _advance(states, dt, x, y, rates, h, b_n, b_stride, c_n, c_stride, within):
+    """All states of a block by one token; y plus what they put out."""
+    for n in range(states):
+        exponent = dt * load_vector(rates + n * ROW)
+        decay = exp2_within(exponent) if within else exp2(exponent)
+        state = load_vector(h + n * ROW) * decay + x * load_float(b_n)
+        store_vector(h + n * ROW, state)
+        y = state * load_float(c_n) + y
+        b_n += b_stride
+        c_n += c_stride
+    return y
 
 
 @Kernel
@@ -137,7 +167,7 @@ def scan_forward(job):
 def scan_backward_scratch(states: int, every: int, blocks: int) -> int:
     """Bytes a worker of `scan_backward` needs."""
     pairs = states + states % 2
-    return 8 * pairs * every + ROW * (every * (2 * pairs + 8 + 6) + blocks * (3 * pairs + 2))
+    return 8 * pairs * every + ROW * (every * (2 * pairs + 8 + 4) + blocks * (3 * pairs + 2))
 
 
 @njit(forceinline=True)
@@ -148,7 +178,7 @@ def _layout(job, scratch):
     grads = scratch + 8 * pairs * every
     rows = grads + ROW * every * 2 * pairs
     tile = rows + ROW * every * 8
-    carried = tile + ROW * every * 6
+    carried = tile + ROW * every * 4
     return grads, rows, tile, carried, pairs
 
 
@@ -173,10 +203,14 @@ def _scan_backward_task(job, task, scratch):
             for within in range(low, high):
                 own = carried + (within - low) * (3 * pairs + 2) * ROW
                 first, count = _channels(job, group, within)
-                _open_chunk(job, b, first, count, start, stop, rows)
+                calm = _open_chunk(job, b, first, count, start, stop, rows, own)
                 block = group * group_blocks + within
-                for n in range(0, pairs, 2):
-                    _two_states(job, b, block, chunk, n, stop - start, scratch, own)
+                if calm:
+                    for n in range(0, pairs, 2):
+                        _two_states(job, b, block, chunk, n, stop - start, scratch, own, True)
+                else:
+                    for n in range(0, pairs, 2):
+                        _two_states(job, b, block, chunk, n, stop - start, scratch, own, False)
                 _close_chunk(job, b, first, count, start, stop, rows, own + 3 * pairs * ROW)
             _sum_lanes(job, b, column, start, stop, grads, pairs)
             chunk -= 1
@@ -223,25 +257,32 @@ def _fetch_matrices(job, b, group, start, stop, scratch):
 
 
 @njit(forceinline=True)
-def _open_chunk(job, b, first, count, start, stop, rows):
+def _open_chunk(job, b, first, count, start, stop, rows, own):
     """Rows of the chunk: dt, dt u, grad of y, softplus', sigmoid of z; zeros for three sums."""
     soft, row = size(job, 5), size(job, 6) * ROW
     u, delta, z, grad = view(job, 0), view(job, 1), view(job, 6), view(job, 8)
+    grad_u, grad_delta, grad_z = view(job, 11), view(job, 12), view(job, 13)
     shift = _load_optional(view(job, 7), first, count)
+    longest, steepest = splat(0.0), splat(0.0)
+    for n in range(size(job, 1)):
+        steepest = larger(steepest, absolute(load_vector(own + n * ROW)))
     for t in range(start, stop):
         place = rows + (t - start) * ROW
         dt = load(at(delta, b, first, t), delta[2], count) + shift
         x = load(at(u, b, first, t), u[2], count)
-        prefetch(at(u, b, first, t + AHEAD))
-        prefetch(at(delta, b, first, t + AHEAD))
-        prefetch(at(grad, b, first, t + AHEAD))
+        prefetch(at(u, b, first + LANES, t))
+        prefetch(at(delta, b, first + LANES, t))
+        prefetch(at(grad, b, first + LANES, t))
+        prefetch(at(grad_u, b, first, t))
+        prefetch(at(grad_delta, b, first, t))
         slope = splat(1.0)
         if soft:
             dt, slope = softplus(dt)
         g = load(at(grad, b, first, t), grad[2], count)
         if z[0] != 0:
             gate = load(at(z, b, first, t), z[2], count)
-            prefetch(at(z, b, first, t + AHEAD))
+            prefetch(at(z, b, first + LANES, t))
+            prefetch(at(grad_z, b, first, t))
             s = sigmoid(gate)
             store_vector(place + 4 * row, s)
             g = g * (gate * s)
@@ -252,10 +293,12 @@ def _open_chunk(job, b, first, count, start, stop, rows):
         store_vector(place + 5 * row, splat(0.0))
         store_vector(place + 6 * row, splat(0.0))
         store_vector(place + 7 * row, splat(0.0))
+        longest = larger(longest, absolute(dt))
+    return all_within(longest * steepest, 126.0)
 
 
 @njit(forceinline=True)
-def _two_states(job, b, block, chunk, n, tokens, scratch, own):
+def _two_states(job, b, block, chunk, n, tokens, scratch, own, within):
     """States n and n + 1 of a block through a chunk: forward from the kept ones, then back."""
     states, every = size(job, 1), size(job, 6)
     grads, rows, tile, _, pairs = _layout(job, scratch)
@@ -270,13 +313,17 @@ def _two_states(job, b, block, chunk, n, tokens, scratch, own):
     b0 = scratch + 4 * n * every
     c0 = b0 + 4 * pairs * every
     for t in range(tokens):
-        place, here = rows + t * ROW, tile + t * 6 * ROW
+        place, here = rows + t * ROW, tile + t * 4 * ROW
         dt, x = load_vector(place), load_vector(place + row)
-        a0, a1 = exp2(dt * rate0), exp2(dt * rate1)
-        store_vector(here, a0)
-        store_vector(here + ROW, a1)
+        a0, a1 = dt * rate0, dt * rate1
+        if within:
+            a0, a1 = exp2_within(a0), exp2_within(a1)
+        else:
+            a0, a1 = exp2(a0), exp2(a1)
         # What the way back multiplies the state's gradient with: decay times the state before.
         h0, h1 = h0 * a0, h1 * a1
+        store_vector(here, a0)
+        store_vector(here + ROW, a1)
         store_vector(here + 2 * ROW, h0)
         store_vector(here + 3 * ROW, h1)
         h0 = x * load_float(b0 + 4 * t) + h0
@@ -285,8 +332,6 @@ def _two_states(job, b, block, chunk, n, tokens, scratch, own):
         y = h0 * load_float(c0 + 4 * t) + y
         y = h1 * load_float(c0 + 4 * (every + t)) + y
         store_vector(place + 5 * row, y)
-        store_vector(here + 4 * ROW, h0)
-        store_vector(here + 5 * ROW, h1)
 
     g0 = load_vector(own + (pairs + n) * ROW)
     g1 = load_vector(own + (pairs + n + 1) * ROW)
@@ -296,21 +341,20 @@ def _two_states(job, b, block, chunk, n, tokens, scratch, own):
     grad_c = grad_b + pairs * row
     for back in range(tokens):
         t = tokens - 1 - back
-        place, here = rows + t * ROW, tile + t * 6 * ROW
+        place, here = rows + t * ROW, tile + t * 4 * ROW
         dt, x, dy = load_vector(place), load_vector(place + row), load_vector(place + 2 * row)
+        b_t0, b_t1 = load_float(b0 + 4 * t), load_float(b0 + 4 * (every + t))
+        q0, q1 = load_vector(here + 2 * ROW), load_vector(here + 3 * ROW)
         spot = grad_c + t * ROW
-        store_vector(spot, load_vector(here + 4 * ROW) * dy + load_vector(spot))
-        store_vector(spot + row, load_vector(here + 5 * ROW) * dy + load_vector(spot + row))
+        store_vector(spot, (x * b_t0 + q0) * dy + load_vector(spot))
+        store_vector(spot + row, (x * b_t1 + q1) * dy + load_vector(spot + row))
         g0 = dy * load_float(c0 + 4 * t) + g0
         g1 = dy * load_float(c0 + 4 * (every + t)) + g1
         spot = grad_b + t * ROW
         store_vector(spot, g0 * x + load_vector(spot))
         store_vector(spot + row, g1 * x + load_vector(spot + row))
-        dx = load_vector(place + 6 * row)
-        dx = g0 * load_float(b0 + 4 * t) + dx
-        dx = g1 * load_float(b0 + 4 * (every + t)) + dx
-        store_vector(place + 6 * row, dx)
-        q0, q1 = g0 * load_vector(here + 2 * ROW), g1 * load_vector(here + 3 * ROW)
+        store_vector(place + 6 * row, g1 * b_t1 + (g0 * b_t0 + load_vector(place + 6 * row)))
+        q0, q1 = g0 * q0, g1 * q1
         store_vector(place + 7 * row, q1 * rate1 + (q0 * rate0 + load_vector(place + 7 * row)))
         rate_grad0 = q0 * dt + rate_grad0
         rate_grad1 = q1 * dt + rate_grad1

@@ -112,6 +112,24 @@ def clamp(typingctx, x, low, high):
 
 
 @intrinsic
+def absolute(typingctx, x):
+    """|x|."""
+
+    def codegen(context, builder, signature, args):
+        magnitude = ir.Constant(_IVECTOR, [0x7FFFFFFF] * LANES)
+        bits = builder.and_(builder.bitcast(args[0], _IVECTOR), magnitude)
+        return builder.bitcast(bits, _VECTOR)
+
+    return vector(vector), codegen
+
+
+@njit(forceinline=True)
+def larger(a, b):
+    """Maximum; a NaN in b stays one."""
+    return where_positive(a - b, a, b)
+
+
+@intrinsic
 def where_positive(typingctx, x, a, b):
     """a where x > 0, b elsewhere."""
 
@@ -156,10 +174,31 @@ def lane_sum(typingctx, x):
     return types.float32(vector), codegen
 
 
+@intrinsic
+def all_within(typingctx, x, limit):
+    """Whether every lane is in [-limit, limit]; a NaN is not."""
+
+    def codegen(context, builder, signature, args):
+        limit = context.cast(builder, args[1], signature.args[1], types.float32)
+        upper, lower = _splat(builder, limit), _splat(builder, builder.fneg(limit))
+        inside = builder.and_(
+            builder.fcmp_ordered("<=", args[0], upper), builder.fcmp_ordered(">=", args[0], lower)
+        )
+        mask = builder.bitcast(inside, ir.IntType(LANES))
+        return builder.icmp_unsigned("==", mask, ir.Constant(mask.type, (1 << LANES) - 1))
+
+    return types.boolean(vector, limit), codegen
+
+
 @njit(forceinline=True)
 def exp2(x):
     """2**x within 2 units of the last place, x held to [-126, 126]; 2**0 is exactly 1."""
-    x = clamp(x, -126.0, 126.0)
+    return exp2_within(clamp(x, -126.0, 126.0))
+
+
+@njit(forceinline=True)
+def exp2_within(x):
+    """`exp2` for x known to be in [-126, 126]."""
     shifted = x + 12582912.0  # 1.5 * 2**23 pushes the fraction out and rounds
     f = x - (shifted - 12582912.0)
     p = f * 0.0013265119632706046 + 0.009671499952673912
@@ -245,13 +284,15 @@ def store_vector(typingctx, address, value):
 
 @intrinsic
 def prefetch(typingctx, address):
-    """Ask for the cache line of an address; never faults."""
+    """Ask for the cache lines of a vector at an address; never faults."""
 
     def codegen(context, builder, signature, args):
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
         call = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        builder.call(call, [builder.inttoptr(args[0], byte), _I32(0), _I32(3), _I32(1)])
+        for line in range(0, 4 * LANES, 64):
+            place = builder.inttoptr(builder.add(args[0], _I64(line)), byte)
+            builder.call(call, [place, _I32(0), _I32(3), _I32(1)])
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
