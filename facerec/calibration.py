@@ -1,13 +1,12 @@
 """Thresholds and a probability for similarities, learnt from validation people and kept beside the weights.
 
-The thresholds are conservative: each keeps to its false accept rate (FAR) on the pairs it was taken from, and
-carries how many pairs those were. The probability is a logistic curve after Platt, "Probabilistic
-Outputs for Support Vector Machines" (1999), under equal odds of one person and two.
+`facerec.verdict` applies them. The thresholds are conservative: each keeps to its false accept rate (FAR) on the
+pairs it was taken from, and carries how many pairs those were. The probability is a logistic curve after
+Platt, "Probabilistic Outputs for Support Vector Machines" (1999), under equal odds of one person and two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from facerec.metrics import unit
 from facerec.pairs import all_pairs
-from facerec.settings import InputError
 from facerec.verification import FARS, RateAtFar, Verification
 
 
@@ -32,7 +30,8 @@ def calibration(
 
     Returns:
         Plain numbers. `genuine`, `impostor`: pairs there were. `thresholds`: for each FAR `far`,
-        `threshold`, `tar` (None where not measurable), `false_accepts`, `measurable`.
+        `threshold`, `tar` (None where not measurable), `false_accepts`, `measurable`. `balanced`: the
+        `threshold` at which genuine and impostor pairs, weighing the same, are best told apart, and its `accuracy`.
         `probability`: `slope`, `intercept`, `prior` of the logistic curve.
 
     Raises:
@@ -44,39 +43,9 @@ def calibration(
         "genuine": pairs.genuine,
         "impostor": pairs.impostor,
         "thresholds": [_entry(pairs.tar_at_far(far)) for far in fars],
+        "balanced": {"threshold": pairs.balanced_threshold, "accuracy": pairs.balanced_accuracy},
         "probability": {"slope": slope, "intercept": intercept, "prior": 0.5},
     }
-
-
-def threshold_at(calibration: Mapping[str, Any], far: float) -> tuple[float, int]:
-    """Lowest similarity that counts as one person at a false accept rate, and the impostor pairs behind it.
-
-    Args:
-        calibration: what `calibration` returned.
-
-    Raises:
-        InputError: if that rate was not calibrated, or too few pairs stood behind it.
-    """
-    known = {entry["far"]: entry for entry in calibration.get("thresholds", [])}
-    entry = next((known[key] for key in known if np.isclose(key, far, rtol=1e-6, atol=0)), None)
-    usable = ", ".join(f"{key:g}" for key in known if known[key]["measurable"]) or "none"
-    if entry is None:
-        raise InputError(f"far={far:g}: the model has no threshold for it; it has: {usable}")
-    if not entry["measurable"]:
-        raise InputError(
-            f"far={far:g} is not measurable: {calibration['impostor']:,} impostor pairs "
-            f"stand behind the model's thresholds; measurable: {usable}"
-        )
-    return entry["threshold"], calibration["impostor"]
-
-
-def probability(calibration: Mapping[str, Any], similarity: float) -> float | None:
-    """Chance in [0, 1] that a pair shows one person if half of all pairs did; None without a curve."""
-    curve = calibration.get("probability")
-    if curve is None:
-        return None
-    odds = np.clip(curve["slope"] * similarity + curve["intercept"], -500, 500)
-    return float(1 / (1 + np.exp(-odds)))
 
 
 def platt(pairs: Verification) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from facerec.metrics import unit
-from facerec.verification import RateAtFar, measurable
+from facerec.verification import RateAtFar, measurable, power
 
 CHUNK_BYTES = 128 * 2**20  # of similarities at a time
 
@@ -76,7 +76,7 @@ class Identification:
         """rate_at_rank_K and, where measurable, tpir_at_fpir_F, each in [0, 1]."""
         figures = {f"rate_at_rank_{rank}": self.rate_at_rank(rank) for rank in self.ranks}
         open_set = [self.tpir_at_fpir(fpir) for fpir in self.fpir]
-        return figures | {f"tpir_at_fpir_{r.far:.0e}": r.tar for r in open_set if r.measurable}
+        return figures | {f"tpir_at_fpir_{power(r.far)}": r.tar for r in open_set if r.measurable}
 
 
 def identification(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,19 +23,38 @@ DRAWS_AT_A_TIME = 2**22
 
 @dataclass(frozen=True)
 class Figure:
-    """A number with its 95 % interval."""
+    """A number with its 95 % interval.
+
+    Attributes:
+        value: NaN where it cannot be measured; `note` then says why.
+        low, high: ends of the interval.
+        note: a few words to go with it.
+    """
 
     value: float
     low: float
     high: float
+    note: str = ""
 
-    def __str__(self) -> str:
-        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+    @classmethod
+    def missing(cls, note: str) -> Figure:
+        """A figure that cannot be measured."""
+        return cls(float("nan"), float("nan"), float("nan"), note)
+
+    @property
+    def measured(self) -> bool:
+        return not np.isnan(self.value)
 
     @property
     def excludes_zero(self) -> bool:
         """Whether 0 lies outside the interval: of a difference, whether it is there."""
         return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        if not self.measured:
+            return self.note
+        interval = f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+        return f"{interval} {self.note}".rstrip()
 
 
 def wilson(hits: int, total: int) -> Figure:
@@ -52,15 +72,24 @@ def wilson(hits: int, total: int) -> Figure:
     return Figure(rate, float(0.0 if hits == 0 else low), float(1.0 if hits == total else high))
 
 
-def bootstrap(
+def bootstrap(values: np.ndarray, identity: np.ndarray, **how: Any) -> Figure:
+    """Mean of per-probe values, percentile interval over resampled identities; arguments as of `mean_draws`."""
+    draws = mean_draws(values, identity, **how)
+    return from_draws(float(np.average(values, weights=how.get("weights"))), draws)
+
+
+def mean_draws(
     values: np.ndarray,
     identity: np.ndarray,
     *,
     weights: np.ndarray | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
-) -> Figure:
-    """Mean of per-probe values, percentile interval over resampled identities.
+) -> np.ndarray:
+    """Means of per-probe values when identities are drawn again, with replacement.
+
+    The draws hang on the identities, the seed and their number alone: two models on the same probes are drawn
+    alike, and the difference of their draws is the paired difference.
 
     Args:
         values: (V,) one per probe.
@@ -68,6 +97,9 @@ def bootstrap(
         weights: (V,) weight of each in the mean, such as the number of pairs behind a rate; 1 if not given.
         seed: of the draws.
         resamples: how many draws.
+
+    Returns:
+        (R,) means.
 
     Raises:
         ValueError: if there are no values or the lengths differ.
@@ -81,7 +113,13 @@ def bootstrap(
     means = [
         sums[drawn].sum(1) / totals[drawn].sum(1) for drawn in _draws(len(sums), seed, resamples)
     ]
-    return _figure(sums.sum() / totals.sum(), np.concatenate(means))
+    return np.concatenate(means)
+
+
+def from_draws(value: float, draws: np.ndarray, note: str = "") -> Figure:
+    """Percentile interval; widened to hold the value, which the draws' bins may miss by a hair."""
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return Figure(float(value), float(min(low, value)), float(max(high, value)), note)
 
 
 def paired_difference(
@@ -126,30 +164,33 @@ def pair_draws(
     return curve_figures(np.concatenate(rates[1]), np.concatenate(rates[0]))
 
 
-def draw_figures(value: dict[str, float], draws: dict[str, np.ndarray]) -> dict[str, Figure]:
-    """Figures from values and their draws, as of `pair_draws` and `identity_draws`, by name."""
-    return {name: _figure(value[name], draws[name]) for name in draws}
-
-
 def identity_draws(
-    genuine: np.ndarray, impostor: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
+    genuine: np.ndarray,
+    impostor: np.ndarray,
+    *,
+    accepted: int = 0,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> dict[str, np.ndarray]:
-    """AUC and EER of all pairs when the probes' identities are resampled, the gallery held fixed.
+    """Figures of all pairs when the probes' identities are drawn again, the gallery held fixed.
 
     Args:
         genuine, impostor: (I, T) pairs of each identity's probes in descending bins of similarity.
+        accepted: bins above the threshold of `accuracy`.
 
     Returns:
-        `auc` and `eer`, (R,) each.
+        `auc`, `eer`, and `accuracy` with both kinds of pair weighing the same, (R,) each.
     """
     found: list[dict[str, np.ndarray]] = []
     counts = [kind.cumsum(1, dtype=np.float32) for kind in (impostor, genuine)]
     for drawn in _draws(len(genuine), seed, resamples):
         times = np.stack([np.bincount(row, minlength=len(genuine)) for row in drawn])
-        accepted = [times.astype(np.float32) @ kind for kind in counts]
-        rates = (part / part[:, -1:].astype(float) for part in accepted)
-        found.append(curve_figures(*rates))
-    return {name: np.concatenate([part[name] for part in found]) for name in ("auc", "eer")}
+        sums = [times.astype(np.float32) @ kind for kind in counts]
+        with np.errstate(invalid="ignore"):  # NaN where a draw has nobody with a mate
+            far, tar = (part / part[:, -1:].astype(float) for part in sums)
+        cut = [rate[:, accepted - 1] if accepted else np.zeros(len(far)) for rate in (far, tar)]
+        found.append(curve_figures(far, tar) | {"accuracy": (cut[1] + 1 - cut[0]) / 2})
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
 def curve_figures(far: np.ndarray, tar: np.ndarray) -> dict[str, np.ndarray]:
@@ -196,9 +237,3 @@ def _draws(size: int, seed: int, resamples: int, width: int | None = None) -> It
     step = max(1, DRAWS_AT_A_TIME // max(size, width or 0))
     for start in range(0, resamples, step):
         yield random.integers(size, size=(min(step, resamples - start), size))
-
-
-def _figure(value: float, draws: np.ndarray) -> Figure:
-    """Percentile interval; widened to hold the value, which the draws' bins may miss by a hair."""
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Figure(float(value), float(min(low, value)), float(max(high, value)))

@@ -20,6 +20,7 @@ from facerec.verification import Verification
 
 BINS = 2**16
 COARSE = 2**10  # bins per identity: for intervals
+MAX_GROUPS = 5000  # of identities that are counted apart
 CHUNK = 512  # rows of embeddings at a time
 CHUNK_BYTES = 128 * 2**20  # of similarities at a time
 
@@ -72,23 +73,26 @@ def identity_pairs(
         labels: (N,) identities.
 
     Returns:
-        Genuine and impostor counts, (I, 1024) each, in descending bins; identities are sorted.
+        Genuine and impostor counts, (I, 1024) each, in descending bins; identities are sorted, and where
+        there are more than 5,000, neighbours in that order are counted together.
         Each pair counts for both of its pictures.
     """
     rows, codes, _ = _sorted(embeddings, labels)
-    total, genuine = np.zeros((2, codes[-1] + 1, COARSE), dtype=np.int32)
+    people = codes[-1] + 1
+    groups = codes * min(people, MAX_GROUPS) // people
+    total, genuine = np.zeros((2, groups[-1] + 1, COARSE), dtype=np.int32)
     for start, stop in _chunks(len(rows)):
         bins = COARSE - 1 - similarity_bins(rows[start:stop] @ rows.T, COARSE)
-        owner = codes[start:stop] - codes[start]
+        owner = groups[start:stop] - groups[start]
         size = int(owner[-1] + 1) * COARSE
         bins += torch.from_numpy(owner * COARSE).to(bins)[:, None]
         bins[:, start:stop].fill_diagonal_(size)
         first, end = _span(codes, start, stop)
         mates = torch.from_numpy(codes[start:stop, None] == codes[first:end]).to(rows.device)
-        people = slice(codes[start], codes[stop - 1] + 1)
-        total[people] += _count(bins, size).reshape(-1, COARSE).astype(np.int32)
+        counted = slice(groups[start], groups[stop - 1] + 1)
+        total[counted] += _count(bins, size).reshape(-1, COARSE).astype(np.int32)
         same = _count(bins[:, first:end][mates], size).reshape(-1, COARSE)
-        genuine[people] += same.astype(np.int32)
+        genuine[counted] += same.astype(np.int32)
     return genuine, total - genuine
 
 

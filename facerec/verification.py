@@ -230,6 +230,11 @@ def ten_fold(
     return TenFold(accuracy, threshold)
 
 
+def power(far: float) -> str:
+    """A rate as it is written in names of figures: 1e-3."""
+    return f"{far:.0e}".replace("e-0", "e-")
+
+
 def measurable(far: float, impostor: int) -> bool:
     """Whether so many impostor pairs are enough for this FAR: at least 10 expected false accepts."""
     return far * impostor >= MIN_FALSE_ACCEPTS - 1e-9

@@ -7,7 +7,7 @@ from facerec.intervals import (
     Figure,
     bootstrap,
     curve_figures,
-    draw_figures,
+    from_draws,
     identity_draws,
     pair_draws,
     paired_difference,
@@ -32,6 +32,10 @@ def test_wilson_by_hand():
 
 def test_text():
     assert str(Figure(0.43125, 0.4, 0.46)) == "0.4313 [0.4000, 0.4600]"
+    assert (
+        str(Figure.missing("not measurable: 9 impostor pairs"))
+        == "not measurable: 9 impostor pairs"
+    )
     assert Figure(0.1, 0.05, 0.2).excludes_zero and not Figure(0.1, -0.05, 0.2).excludes_zero
 
 
@@ -117,10 +121,13 @@ def test_pairs_are_drawn_alike_for_two_models():
 
 def test_interval_over_identities():
     embeddings, labels = people(60, 3)
-    draws = identity_draws(*identity_pairs(embeddings, labels), resamples=300)
     plain = verification(*flat_pairs(embeddings, labels))
-    figures = draw_figures({"auc": plain.auc, "eer": plain.eer}, draws)
-    for name, value in (("auc", plain.auc), ("eer", plain.eer)):
+    accepted = 1024 * 3 // 8  # similarity 0.25
+    draws = identity_draws(*identity_pairs(embeddings, labels), accepted=accepted, resamples=300)
+    true_accepts, false_accepts = plain.counts(0.25)
+    accuracy = (true_accepts / plain.genuine + 1 - false_accepts / plain.impostor) / 2
+    for name, value in (("auc", plain.auc), ("eer", plain.eer), ("accuracy", accuracy)):
         assert draws[name].mean() == pytest.approx(value, abs=0.01)
-        assert figures[name].low <= value <= figures[name].high
-        assert 0 < figures[name].high - figures[name].low < 0.1
+        figure = from_draws(value, draws[name])
+        assert figure.low <= value <= figure.high
+        assert 0 < figure.high - figure.low < 0.1

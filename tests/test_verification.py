@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from facerec.calibration import calibration, platt, probability, threshold_at
+from facerec.calibration import calibration, platt
 from facerec.metrics import unit
 from facerec.pairs import all_pairs, identity_pairs, mates_accepted, similarity_bins
 from facerec.settings import InputError
+from facerec.verdict import judge
 from facerec.verification import ten_fold, verification
 
 
@@ -158,6 +159,14 @@ def test_pairs_of_each_identity():
     assert impostor[1, : 1024 * 3 // 8].sum() == high  # 0.25 is 3/8 of the way down from 1 to -1
 
 
+def test_many_identities_are_counted_in_groups(monkeypatch):
+    embeddings, labels = people(30, 4)
+    alone = identity_pairs(embeddings, labels)
+    monkeypatch.setattr("facerec.pairs.MAX_GROUPS", 10)
+    for whole, grouped in zip(alone, identity_pairs(embeddings, labels), strict=True):
+        assert np.array_equal(whole.reshape(10, 3, -1).sum(1), grouped)
+
+
 def test_true_accepts_of_each_probe():
     embeddings, labels = people(30, 4)
     labels[-1] = 99  # alone: no probe
@@ -179,15 +188,17 @@ def test_calibration_file():
     assert [entry["measurable"] for entry in made["thresholds"]] == [True, True, True, False]
     similarity, same = flat_pairs(embeddings, labels)
     for far in (1e-1, 1e-2, 1e-3):
-        threshold, pairs = threshold_at(made, far)
-        assert pairs == made["impostor"]
-        assert np.mean(similarity[~same] >= threshold) <= far
-    with pytest.raises(InputError, match=r"far=0\.0001 is not measurable: 50,560 impostor pairs"):
-        threshold_at(made, 1e-4)
-    with pytest.raises(InputError, match=r"no threshold for it; it has: 0\.1, 0\.01, 0\.001"):
-        threshold_at(made, 0.5)
-    with pytest.raises(InputError, match="it has: none"):
-        threshold_at({}, 1e-3)
+        verdict = judge(made, 0.5, far)
+        assert verdict.impostor_pairs == made["impostor"]
+        assert np.mean(similarity[~same] >= verdict.threshold) <= far
+    with pytest.raises(InputError, match=r"too few pairs .* 0\.1, 0\.01, 0\.001"):
+        judge(made, 0.5, 1e-4)
+    best = made["balanced"]
+    right = (
+        np.mean(similarity[same] >= best["threshold"]),
+        np.mean(similarity[~same] < best["threshold"]),
+    )
+    assert np.mean(right) == pytest.approx(best["accuracy"], abs=1e-4)
 
 
 def test_probability_is_calibrated():
@@ -197,9 +208,6 @@ def test_probability_is_calibrated():
     similarity = np.concatenate([random.normal(0.5, 0.2, 20_000), random.normal(0.1, 0.2, 80_000)])
     slope, intercept = platt(verification(similarity, np.arange(100_000) < 20_000))
     assert slope == pytest.approx(10, rel=0.03) and intercept == pytest.approx(-3, rel=0.03)
-    made = {"probability": {"slope": 10.0, "intercept": -3.0}}
-    assert probability(made, 0.3) == pytest.approx(0.5)
-    assert probability({}, 0.3) is None
 
 
 def test_probability_stays_finite_without_overlap():
