@@ -322,8 +322,8 @@ def test_a_training_step_keeps_no_more_than_its_inputs():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         mamba_inner(**leaves(tensors))
     one = 4096 * 32 * 4
-    # xz, u and delta; kept states; B and C of 64 states each weigh as much as four channels sets here.
-    assert sum(t.numel() * t.element_size() for t in kept) < 10 * one
+    # xz is two of them; B and C, 64 states each, are four; kept states are one.
+    assert sum(t.numel() * t.element_size() for t in kept) < 8 * one
 
 
 @pytest.fixture
