@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import Field
+from tqdm import tqdm
 
 from facerec.data.store import Store
 from facerec.settings import InputError, Settings, as_params, canonical, one_line
@@ -289,3 +291,9 @@ def unreachable(error: BaseException) -> str:
         f"MLflow's tracking store {mlflow.get_tracking_uri()} does not answer: {one_line(error)[:200]}; "
         "start it, or set MLFLOW_TRACKING_URI"
     )
+
+
+def say(text: str) -> None:
+    """A line on the console, in step with a progress bar."""
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()

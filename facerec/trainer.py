@@ -9,7 +9,6 @@ Axes: B batch, H W picture, E embedding_dim.
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 import time
@@ -36,9 +35,8 @@ from facerec.data.batches import (
 from facerec.data.store import Store
 from facerec.metrics import retrieval, validation_figures
 from facerec.objective import COLLAPSED_SPREAD, Objective, spread
+from facerec.optimization import Average, clone_state, learning_rate, parameter_groups
 from facerec.settings import InputError, Settings
-
-NO_DECAY_NAMES = ("positions",)
 
 
 class TrainerSettings(Settings):
@@ -93,44 +91,6 @@ def autocast(precision: str, device: torch.device) -> Any:
     """The autocast context of a `precision` setting."""
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
-
-
-def learning_rate(step: int, steps_per_epoch: int, settings: TrainerSettings) -> float:
-    """Linear warm-up, then a cosine to zero (Loshchilov & Hutter, 2017), at optimiser step `step` from 0."""
-    warmup = settings.warmup_epochs * steps_per_epoch
-    total = settings.epochs * steps_per_epoch
-    if step < warmup:
-        return settings.lr * (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1.0, total - warmup)
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def parameter_groups(modules: list[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters in two groups: those that decay, and norms, biases, positions, A and D, which do not."""
-    decay, free = [], []
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            exempt = parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False)
-            exempt = exempt or name.rsplit(".", 1)[-1] in NO_DECAY_NAMES
-            (free if exempt else decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-
-
-class Average:
-    """Exponential moving average of a network, buffers included; its decay rises with the steps to `decay`."""
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.network, self.decay = copy.deepcopy(network).eval().requires_grad_(False), decay
-
-    @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Takes the weights after optimiser step `step` (from 1) in."""
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        ours, theirs = self.network.state_dict(), network.state_dict()
-        floats = [name for name, tensor in ours.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([ours[n] for n in floats], [theirs[n] for n in floats], weight)
-        for name in ours.keys() - set(floats):
-            ours[name].copy_(theirs[name])
 
 
 @torch.inference_mode()
@@ -249,7 +209,7 @@ class Trainer:
         self.batches = None
         row = self.finish_epoch(row)
         bar.set_postfix_str(
-            f"loss {row['train/loss']:.4f}, val Recall@1 {row['val/recall_at_1']:.3f}"
+            f"loss {row['train/loss']:.4f}, val MAP@R {row.get('val/map_at_r', 0):.3f}"
         )
         return row
 
@@ -316,14 +276,25 @@ class Trainer:
         row.update(self.validate())
         self.history.append(row)
         self.sums = {"loss": 0.0, "triplets": 0.0}
-        if row["val/map_at_r"] > self.best_value:
-            self.best_value = row["val/map_at_r"]
+        value = row.get(
+            "val/map_at_r", math.inf
+        )  # nobody to validate with: the last weights are kept
+        if value > self.best_value or value == math.inf:
+            self.best_value = value
             self.best = clone_state(self.average.network)
         self.checkpoint()
         return row
 
+    def best_row(self) -> dict[str, float]:
+        """The epoch whose weights `best` holds."""
+        if not len(self.val_indices):
+            return self.history[-1] if self.history else {"epoch": 0}
+        return max(self.history, key=lambda row: row["val/map_at_r"], default={"epoch": 0})
+
     def validate(self) -> dict[str, float]:
-        """Figures of the averaged network on the validation people."""
+        """Figures of the averaged network on the validation people; none where there are none."""
+        if not len(self.val_indices):
+            return {}
         embeddings = embed_pictures(
             self.average.network,
             self.store.images[self.val_indices],
@@ -402,11 +373,6 @@ def confusable_people(embeddings: Tensor, labels: np.ndarray, count: int = 64) -
         similarity[torch.arange(len(similarity)), torch.arange(people)[part]] = -2.0
         rows.append(similarity.topk(min(count, people - 1), dim=1).indices)
     return torch.cat(rows).numpy()
-
-
-def clone_state(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of a network's state_dict on the CPU."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
 
 
 class TrainingSettings(TrainerSettings, BatchSettings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,12 @@ from facerec.checkpoint import Checkpoints
 from facerec.data.store import Store
 from facerec.model.network import NetworkSettings, build_network
 from facerec.objective import Objective, ObjectiveSettings
+from facerec.optimization import learning_rate, parameter_groups
 from facerec.trainer import (
     Trainer,
     TrainerSettings,
     TrainingFailed,
     TrainingSettings,
-    learning_rate,
-    parameter_groups,
 )
 
 
@@ -157,3 +157,15 @@ def test_a_collapse_is_told():
         failing.average.network.head_norm.bias.fill_(1.0)
     with pytest.raises(TrainingFailed, match="collapsed"):
         failing.validate()
+
+
+def test_with_nobody_to_validate_the_last_weights_are_kept():
+    settings = small(epochs=2)
+    store = replace(colored_squares(), split=np.full(16 * 6, "train"))
+    alone = Trainer(
+        build_network(settings), Objective(settings, 16, settings.embedding_dim), store, settings
+    )
+    rows = list(alone)
+    assert alone.best_row() == rows[-1] and not any(name.startswith("val/") for name in rows[-1])
+    last = alone.average.network.state_dict()
+    assert all(torch.equal(alone.best[name], last[name]) for name in last)

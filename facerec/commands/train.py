@@ -7,7 +7,6 @@ Pictures of people go in; a run with its parameters, metrics, pages and a model 
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,10 +15,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
-from tqdm import tqdm
 
-from facerec import plots
-from facerec.calibration import calibration
 from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.data.align import AlignSettings
 from facerec.data.demo import color_histogram, raw_pixels
@@ -29,15 +25,13 @@ from facerec.interrupt import Stopped, stop_softly
 from facerec.metrics import retrieval
 from facerec.model.network import NetworkSettings, build_network, check_sizes, parameter_count
 from facerec.model.scan import resolve_backend
-from facerec.model_folder import write_model
 from facerec.objective import Objective, ObjectiveSettings, check_objective
-from facerec.page import write_html
-from facerec.provenance import model_card, provenance
-from facerec.registry import log_model, register
+from facerec.registry import register
+from facerec.results import keep_results
 from facerec.resume import find, settings_of_checkpoint
 from facerec.settings import InputError, as_params, one_line, resolve
-from facerec.tracking import Run, TrackingSettings, reach_tracking, track
-from facerec.trainer import Trainer, TrainingSettings, embed_pictures, resolve_device
+from facerec.tracking import Run, TrackingSettings, reach_tracking, say, track
+from facerec.trainer import Trainer, TrainingSettings, resolve_device
 
 MAP_FACES = 2000
 
@@ -128,9 +122,9 @@ def train(
         try:
             fit(trainer, mlflow_run, on_epoch)
         except Stopped:
-            conclude(trainer, mlflow_run, settings, folder, references)
+            keep_results(trainer, mlflow_run, settings, folder, references)
             raise
-        conclude(trainer, mlflow_run, settings, folder, references)
+        keep_results(trainer, mlflow_run, settings, folder, references)
     return trainer
 
 
@@ -212,15 +206,12 @@ def describe(mlflow_run: Run, trainer: Trainer, store: Store) -> None:
     )
 
 
-def say(text: str) -> None:
-    """A line on the console, in step with the progress bar."""
-    tqdm.write(text, file=sys.stderr)
-    sys.stderr.flush()
-
-
 def reference_lines(store: Store) -> dict[str, float]:
     """Validation Recall@1 of the nearest neighbour on features that know nothing of faces."""
     indices = store.indices("val")
+    if not len(indices):
+        say("too few people to validate with: the weights of the last epoch are kept")
+        return {}
     features = {"raw_pixels": raw_pixels, "color_histogram": color_histogram}
     lines = {
         name: retrieval(compute(store.images[indices]), store.labels[indices]).figures()[
@@ -237,7 +228,8 @@ def reference_lines(store: Store) -> dict[str, float]:
 
 def fit(trainer: Trainer, mlflow_run: Run, on_epoch: Callable[[dict[str, float]], None]) -> None:
     """Every epoch, into MLflow and on the console; what a killed run had no time to log comes first."""
-    logged = mlflow_run.logged_steps("val/map_at_r") if trainer.history else set()
+    names = ("val/map_at_r", "train/loss")
+    logged = set.union(*map(mlflow_run.logged_steps, names)) if trainer.history else set()
     for row in itertools.chain(list(trainer.history), trainer):
         epoch = int(row["epoch"])
         if epoch in logged:
@@ -253,68 +245,3 @@ def fit(trainer: Trainer, mlflow_run: Run, on_epoch: Callable[[dict[str, float]]
         loss = f"loss {row['train/loss']:.4f} " if epoch else ""
         say(f"epoch {epoch}/{trainer.settings.epochs}: {loss}{figures}")
         on_epoch(row)
-
-
-def conclude(
-    trainer: Trainer,
-    mlflow_run: Run,
-    settings: TrainSettings,
-    folder: Path,
-    references: dict[str, float],
-) -> None:
-    """Keeps the best weights as the run's model, the last ones beside it, and draws the pages."""
-    store = trainer.store
-    last = trainer.average.network.state_dict()
-    Checkpoints(folder / "last", keep=1).save(trainer.step, last, {})
-    mlflow_run.log_file(folder / "last", "last")
-    network = trainer.average.network
-    network.load_state_dict(trainer.best)
-    indices = trainer.val_indices
-    embeddings = embed_pictures(network, store.images[indices], trainer.device)
-    best = max(trainer.history, key=lambda row: row["val/map_at_r"], default={"epoch": 0})
-    mlflow_run.tag({"best.epoch": int(best["epoch"])})
-    figures = {name: value for name, value in best.items() if name.startswith("val/")}
-    earlier = FaceEmbedder.load(settings.init, "cpu").provenance if settings.init else None
-    if earlier and trainer.history:
-        mlflow_run.tag({"init.run": earlier.get("run_id", "unknown")})
-        gain = best["val/map_at_r"] - trainer.history[0]["val/map_at_r"]
-        mlflow_run.log_metrics({"val/map_at_r_gain": gain}, step=int(best["epoch"]))
-        say(f"gain over the initial model: val MAP@R {gain:+.4f}")
-    made_from = provenance(store, settings, earlier, run_id=mlflow_run.id)
-    write_model(
-        folder / "model",
-        network.cpu(),
-        settings,
-        calibration=calibration(embeddings, store.labels[indices]),
-        provenance=made_from,
-        card=model_card(settings, figures, made_from),
-    )
-    log_model(folder / "model", mlflow_run.id)
-    draw(trainer, mlflow_run, folder, embeddings.numpy(), references)
-    say(f"model: runs:/{mlflow_run.id}/model (epoch {int(best['epoch'])}); files in {folder}")
-
-
-def draw(
-    trainer: Trainer,
-    mlflow_run: Run,
-    folder: Path,
-    embeddings: np.ndarray,
-    references: dict[str, float],
-) -> None:
-    """The run's pages: curves, and the map of the validation people."""
-    lines = {name.replace("_", " "): value for name, value in references.items()}
-    curves = write_html(
-        plots.training_curves(trainer.history, lines),
-        folder / "training_curves.html",
-        "Training curves",
-    )
-    store, indices = trainer.store, trainer.val_indices[:MAP_FACES]
-    faces = plots.embedding_map(
-        embeddings[:MAP_FACES],
-        store.labels[indices],
-        store.names,
-        store.images[indices],
-        title="Validation people",
-    )
-    for page in (curves, write_html(faces, folder / "embedding_map.html", "Validation people")):
-        mlflow_run.log_file(page)

@@ -1,0 +1,87 @@
+"""What a training leaves behind: the best weights as a model in MLflow, the last ones beside it, and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from facerec import plots
+from facerec.calibration import calibration
+from facerec.checkpoint import Checkpoints
+from facerec.embedder import FaceEmbedder
+from facerec.model_folder import write_model
+from facerec.page import write_html
+from facerec.provenance import model_card, provenance
+from facerec.registry import log_model
+from facerec.tracking import Run, say
+from facerec.trainer import Trainer, embed_pictures
+
+MAP_FACES = 2000
+
+
+def keep_results(
+    trainer: Trainer, run: Run, settings: Any, folder: Path, references: Mapping[str, float]
+) -> None:
+    """Logs model and pages of a training that has ended, or was stopped, and says where they are.
+
+    Args:
+        settings: TrainSettings of the run.
+        folder: the run's own, on disk.
+        references: Recall@1 of features that know nothing of faces, by name.
+    """
+    last = trainer.average.network.state_dict()
+    Checkpoints(folder / "last", keep=1).save(trainer.step, last, {})
+    run.log_file(folder / "last", "last")
+    network, store, rows = trainer.average.network, trainer.store, trainer.val_indices
+    network.load_state_dict(trainer.best)
+    best = trainer.best_row()
+    run.tag({"best.epoch": int(best["epoch"])})
+    embeddings = embed_pictures(network, store.images[rows], trainer.device) if len(rows) else None
+    earlier = inherited(trainer, run, settings.init, best) if settings.init else None
+    made_from = provenance(store, settings, earlier, run_id=run.id)
+    figures = {name: value for name, value in best.items() if name.startswith("val/")}
+    write_model(
+        folder / "model",
+        network.cpu(),
+        settings,
+        calibration={} if embeddings is None else calibration(embeddings, store.labels[rows]),
+        provenance=made_from,
+        card=model_card(settings, figures, made_from),
+    )
+    log_model(folder / "model", run.id)
+    draw(trainer, run, folder, None if embeddings is None else embeddings.numpy(), references)
+    say(f"model: runs:/{run.id}/model (epoch {int(best['epoch'])}); files in {folder}")
+
+
+def inherited(trainer: Trainer, run: Run, source: str, best: Mapping[str, float]) -> dict[str, Any]:
+    """Provenance of the initial model; says and logs what was gained over it."""
+    earlier = FaceEmbedder.load(source, "cpu").provenance
+    run.tag({"init.run": earlier.get("run_id", "unknown")})
+    if "val/map_at_r" in best:
+        gain = best["val/map_at_r"] - trainer.history[0]["val/map_at_r"]
+        run.log_metrics({"val/map_at_r_gain": gain}, step=int(best["epoch"]))
+        say(f"gain over the initial model: val MAP@R {gain:+.4f}")
+    return dict(earlier)
+
+
+def draw(
+    trainer: Trainer,
+    run: Run,
+    folder: Path,
+    embeddings: np.ndarray | None,
+    references: Mapping[str, float],
+) -> None:
+    """The run's pages: curves, and the map of the validation people where there are any."""
+    lines = {name.replace("_", " "): value for name, value in references.items()}
+    curves = plots.training_curves(trainer.history, lines)
+    pages = [write_html(curves, folder / "training_curves.html", "Training curves")]
+    if embeddings is not None:
+        store, rows = trainer.store, trainer.val_indices[:MAP_FACES]
+        faces = (embeddings[:MAP_FACES], store.labels[rows], store.names, store.images[rows])
+        page = plots.embedding_map(*faces, title="Validation people")
+        pages.append(write_html(page, folder / "embedding_map.html", "Validation people"))
+    for page in pages:
+        run.log_file(page)
