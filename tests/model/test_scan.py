@@ -350,6 +350,20 @@ def test_bits_do_not_depend_on_threads(batch, threads):
         assert all(map(torch.equal, scan_step(tensors), expected)), count
 
 
+def test_torch_decides_how_many_threads(threads, monkeypatch):
+    from facerec.model import jobs_cpu
+
+    asked = []
+    run = jobs_cpu._run_in_parallel
+    monkeypatch.setattr(
+        jobs_cpu, "_run_in_parallel", lambda *job: asked.append(job[2]) or run(*job)
+    )
+    for count in (1, 2):
+        threads(count)
+        selective_scan(**scan_inputs(4, 5, 40, 4, 1))
+    assert asked == [2]
+
+
 def test_python_threads_where_there_is_no_openmp(threads, monkeypatch):
     from facerec.model import jobs_cpu
 
