@@ -19,7 +19,7 @@ from torch import Tensor
 
 from facerec.model.tiles_triton import like, sigmoid, wide
 
-_TOKENS, _CHANNELS, _WARPS = 32, 64, 4
+_TOKENS, _CHANNELS, _WARPS = 16, 64, 4
 _MOST_PARTS = 1024  # of the sums for the gradients of weight and bias
 
 

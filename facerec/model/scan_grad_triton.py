@@ -213,11 +213,14 @@ def _backward(
                     c = tl.load(C_at + n * C_n + token * C_t).to(tl.float32)
                     new = dtu * b[:, None]
                     h = tl.load(scratch + (j * states + n) * channels, mask=own, other=0.0)
-                    hs = tl.zeros([ROWS, CHANNELS], tl.float32)
+                    # What is left of the state before: h - new would lose it where the decay is near 0.
+                    left = tl.zeros([ROWS, CHANNELS], tl.float32)
                     for i in tl.static_range(ROWS):
                         here = (rows == i)[:, None]
-                        h = pick(decay, here) * h + pick(new, here)
-                        hs = tl.where(here, h[None, :], hs)
+                        h *= pick(decay, here)
+                        left = tl.where(here, h[None, :], left)
+                        h += pick(new, here)
+                    hs = left + new
                     gs = dy * c[:, None]
                     g = tl.load(carry + n * channels, mask=own, other=0.0)
                     for i in tl.static_range(ROWS):
@@ -231,7 +234,7 @@ def _backward(
                     tl.store(dC + at, tl.sum(hs * dy, axis=1), mask=valid)
                     y += hs * c[:, None]
                     d_new += gs * b[:, None]
-                    through = gs * (hs - new)  # gradient of the decay times the decay
+                    through = gs * left  # gradient of the decay times the decay
                     d_dt += through * a[None, :]
                     d_a = tl.load(share + n * channels, mask=own, other=0.0)
                     d_a += tl.sum(through * dt, axis=0)

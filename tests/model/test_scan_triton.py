@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from facerec.model import conv_triton, mamba_triton, scan_grad_triton, scan_triton
 from facerec.model.scan import causal_conv1d, mamba_inner, selective_scan
 
+ROOT = Path(__file__).parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = 2e-5  # of a tensor's largest value
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -143,7 +149,7 @@ def test_scan_takes_16_bit_beside_float32(dtype):
 
 def test_scan_is_deterministic_and_keeps_little():
     torch.manual_seed(0)
-    tensors = list(scan_inputs(3, 40, 6, 4).values())
+    tensors = list(scan_inputs(2, 40, 6, 2).values())
     runs = []
     for _ in range(2):
         out, _, kept = scan_triton.scan_forward(*tensors, True, keep=True)
@@ -290,3 +296,46 @@ def test_fake_tensors_on_cuda_have_the_shapes():
             u, None, kept, u, u, A, matrix, matrix, None, u, None, True, False
         )
         assert [tuple(g.shape) for g in grads[:4]] == [(2, 6, 8), (2, 6, 8), (6, 4), (2, 1, 4, 8)]
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from facerec.model import conv_triton, scan_grad_triton, scan_triton
+
+FLOATS = "A D bias last kept dB dC shares states_at carried grad_last weight".split()
+SEQUENCES = "u delta B C z out grad du dd dz x dx".split()
+BLOCKS = {"CHANNELS": 64, "INTERVAL": 32, "SOFTPLUS": True, "REVERSE": True, "SILU": True, "W": 4}
+BLOCKS |= {"TOKENS": 16, "STATES": 16, "PADDED": False}
+
+def compile(kernel, warps, **blocks):
+    fixed = {k: v for k, v in (BLOCKS | blocks).items() if k in kernel.arg_names}
+    fixed |= {name: 1 for name in kernel.arg_names if name.endswith("_d") or name in ("B_n", "C_n")}
+    types = {name: "*fp32" for name in FLOATS} | {name: "*bf16" for name in SEQUENCES}
+    types |= {name: "constexpr" for name in fixed}
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed)
+    target = GPUTarget("cuda", 90, 32)
+    assert triton.compile(source, target=target, options={"num_warps": warps}).asm["cubin"]
+
+compile(scan_triton._forward_kernel, 1, CHANNELS=32, ROWS=8)
+compile(scan_grad_triton._backward_kernel, 1, ROWS=4)
+compile(conv_triton._forward, 4)
+compile(conv_triton._backward, 4)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton's ptxas comes with its Linux wheels")
+def test_kernels_compile_for_a_card_that_need_not_be_there(tmp_path):
+    """The interpreter takes more than the compiler does. Another process: this one interprets."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
