@@ -11,7 +11,8 @@ no exchange, and rows of a token-major tensor are read coalesced. Per token, cha
 exponential, two products, two FMAs. Per token and channel: four more exponentials and reciprocals;
 u, delta, z read, out written: 16 bytes in float32, 8 in bfloat16. Where batch x channels cannot
 fill a card, the tile narrows to as few as 4 channels and the warp's lanes share the states instead:
-96 warps for 384 channels at batch 1.
+96 warps for 384 channels at batch 1. Of a channel-major tensor each thread reads eight tokens in a row:
+whole sectors of 32 bytes in float32, out of L1 after the first, yet not coalesced across lanes.
 
 The states that the backward pass starts from are kept every `interval` tokens, at least as many as
 there are states, so that they take no more memory than a float32 tensor like u. Block sizes follow
