@@ -4,8 +4,9 @@
         [--json scan.json]
 
 Everything runs in one process, in turns (one call of each contestant a round), so that a machine whose
-speed drifts treats all alike; figures are medians over the calmer half of the rounds. Peers are mambapy (token by token,
-and its parallel scan) and transformers' MambaMixer (both from the `bench` extra), with the same weights.
+speed drifts treats all alike; figures are medians over the calmer half of the rounds. Peers are mambapy
+(token by token, and its parallel scan) and transformers' MambaMixer (both from the `bench` extra), with
+the same weights.
 """
 
 from __future__ import annotations
