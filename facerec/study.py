@@ -6,26 +6,23 @@ worker is gone is failed and waits to be tried again, so that the count asked fo
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-import psutil
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from facerec.settings import InputError, one_line
 from facerec.space import differences
+from facerec.workers import runs_here, this_host, this_worker
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 POLL_SECONDS = 0.5  # between two looks of a worker that waits for the others
@@ -38,35 +35,6 @@ Objective = Callable[[Trial], float | Sequence[float]]
 
 class Surplus(Exception):
     """A trial that two workers began at once where one was wanted."""
-
-
-@cache
-def this_host() -> str:
-    """Name of the machine, its start and its process numbering: a process id means something only within."""
-    parts = [socket.gethostname()]
-    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        try:
-            found = Path(path)
-            parts.append(str(found.stat().st_ino) if "ns" in path else found.read_text().strip())
-        except OSError:
-            continue
-    return "/".join(parts)
-
-
-def this_worker() -> dict[str, Any]:
-    """How others tell whether this process still runs."""
-    process = psutil.Process()
-    return {"host": this_host(), "pid": process.pid, "started": process.create_time()}
-
-
-def runs_here(worker: Mapping[str, Any]) -> bool:
-    """Whether a worker of this host is still there, and its process id not somebody else's by now."""
-    try:
-        process = psutil.Process(worker["pid"])
-        alive = process.status() != psutil.STATUS_ZOMBIE
-        return alive and abs(process.create_time() - worker["started"]) < 2
-    except psutil.Error:
-        return False
 
 
 def count(study: optuna.Study, *states: TrialState) -> int:
@@ -173,7 +141,7 @@ class Deaths:
 
 def retry_history(trial: FrozenTrial) -> list[int]:
     """Numbers of the attempts at a trial, its own last."""
-    return [*optuna.storages.RetryHeartbeatStaleTrialCallback.retry_history(trial), trial.number]
+    return [*trial.system_attrs.get("retry_history", []), trial.number]
 
 
 def try_again(study: optuna.Study, trial: FrozenTrial) -> None:

@@ -9,14 +9,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from facerec.interrupt import Stopped, stop_softly
 from facerec.settings import InputError
@@ -152,6 +157,35 @@ def follow_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@cache
+def this_host() -> str:
+    """Name of the machine, its start and its process numbering: a process id means something only within."""
+    parts = [socket.gethostname()]
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        try:
+            found = Path(path)
+            parts.append(str(found.stat().st_ino) if "ns" in path else found.read_text().strip())
+        except OSError:
+            continue
+    return "/".join(parts)
+
+
+def this_worker() -> dict[str, Any]:
+    """How others tell whether this process still runs."""
+    process = psutil.Process()
+    return {"host": this_host(), "pid": process.pid, "started": process.create_time()}
+
+
+def runs_here(worker: Mapping[str, Any]) -> bool:
+    """Whether a worker of this host is still there, and its process id not somebody else's by now."""
+    try:
+        process = psutil.Process(worker["pid"])
+        alive = process.status() != psutil.STATUS_ZOMBIE
+        return alive and abs(process.create_time() - worker["started"]) < 2
+    except psutil.Error:
+        return False
 
 
 def say(text: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import optuna
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from facerec.commands import sweep
 from facerec.settings import InputError
@@ -30,15 +30,17 @@ fixed: {image_size: 16, d_model: 16, d_state: 4, depth: 1, stem_depth: 0, stem_w
 
 
 def make_people(folder: Path, people: int = 60, pictures: int = 4) -> Path:
-    """A folder of people, each a colour with noise."""
+    """A folder of people, each a colour, seen in coloured light and with noise."""
     rng = np.random.default_rng(0)
     for number in range(people):
         home = folder / f"person {number:03d}"
         home.mkdir(parents=True)
         colour = rng.integers(0, 256, 3)
         for picture in range(pictures):
-            noise = rng.normal(0, 40, (16, 16, 3))
-            pixels = np.clip(colour + noise, 0, 255).astype(np.uint8)
+            light = rng.normal(0, 40, 3)
+            pixels = np.clip(colour + light + rng.normal(0, 30, (16, 16, 3)), 0, 255).astype(
+                np.uint8
+            )
             cv2.imwrite(str(home / f"{picture}.png"), pixels)
     return folder
 
@@ -57,7 +59,7 @@ def given(folder: Path, people: Path, **more: str) -> dict[str, str]:
         "data": str(people),
         "cache": str(people.parent / "cache"),
         "output": str(folder / "out"),
-        "batch_size": "16",
+        "batch_size": "32",
         "study": "s",
         "trials": "3",
         "system_metrics": "false",
@@ -109,8 +111,20 @@ def eventually(condition: Callable[[], bool], seconds: float = 90) -> None:
 
 
 def states(options: dict[str, str]) -> list[TrialState]:
+    """State of every trial so far."""
+    return [trial.state for trial in trials_of(options)]
+
+
+def at_work(options: dict[str, str]) -> list[FrozenTrial]:
+    """Trials that are in the middle of their training."""
+    running = [t for t in trials_of(options) if t.state == TrialState.RUNNING]
+    return [trial for trial in running if trial.intermediate_values]
+
+
+def trials_of(options: dict[str, str]) -> list[FrozenTrial]:
+    """Trials, none where the study is not there yet."""
     try:
-        return [t.state for t in study_of(options).trials]
+        return study_of(options).get_trials()
     except (KeyError, InputError):
         return []
 

@@ -21,13 +21,13 @@ from optuna.trial import TrialState
 
 from facerec.study_storage import open_storage
 from tests.sweeping import (
+    at_work,
     check_accounts,
     eventually,
     given,
     make_people,
     runs_of,
     start_sweep,
-    states,
     study_of,
     sweep_here,
 )
@@ -92,10 +92,10 @@ def test_three_workers_of_which_two_are_killed(options, tmp_path):
     """Three sessions as on three machines; the survivor ends with every trial accounted for."""
     seed = random.randrange(2**31)
     chance = random.Random(seed)
-    options = {**options, "study": "three", "trials": "8", "epochs": "40"}
+    options = {**options, "study": "three", "trials": "8", "epochs": "15"}
     sessions = [start_sweep(options, tmp_path / f"log{n}") for n in range(3)]
     try:
-        eventually(lambda: states(options).count(TrialState.RUNNING) == 3)
+        eventually(lambda: len(at_work(options)) == 3)
         victims = chance.sample(sessions, 2)
         for victim in victims:
             time.sleep(chance.uniform(0, 2))

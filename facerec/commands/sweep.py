@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import Field
 
-from facerec.commands.sweep_trial import Job, study_trials, worker
+from facerec.commands.sweep_trial import Job, study_trials, trial_settings, worker
 from facerec.commands.train import TrainSettings, check, say, train
 from facerec.data.store import Store, open_store
 from facerec.interrupt import Stopped
@@ -109,9 +109,12 @@ def run(settings: SweepSettings, config: str | None = None) -> None:
     space = read_space(settings.space, TrainSettings)
     space.pruner_name(settings.pruner)
     check_sweep(settings)
-    check(settings)
+    first = {p.setting: p.values[0] for p in space.parameters if not p.when}
+    check(validate(TrainSettings, {**trial_settings(settings), **first}))
     reach_tracking()
     store = open_store(settings)
+    if not len(store.indices("val")) and any(m.startswith("val/") for m in space.objectives):
+        raise InputError(f"{store.name} has too few people to validate with: a study needs some")
     name = settings.study or Path(settings.space).stem
     where = settings.storage or str(Path(settings.output) / "studies" / f"{name}.journal")
     study, parent = join(name, where, described(settings, space, store), space)

@@ -57,11 +57,6 @@ class Job:
     parent: str
     tracking: str
 
-    def base(self) -> dict[str, Any]:
-        """Settings of `train` that a trial starts from."""
-        kept = {name: getattr(self.settings, name) for name in TrainSettings.model_fields}
-        return {**kept, "run_name": None, "register": None, "rebuild_store": False}
-
     def open(self) -> tuple[optuna.Study, Deaths]:
         """The study, and who watches over it."""
         heartbeat = self.settings.heartbeat_seconds
@@ -83,6 +78,12 @@ class Job:
         """What chooses the parameters of one trial."""
         name = self.settings.sampler or self.space.sampler
         return make_sampler(name, seed, self.space.conditional)
+
+
+def trial_settings(settings: TrainSettings) -> dict[str, Any]:
+    """Settings of `train` that every trial starts from."""
+    kept = {name: getattr(settings, name) for name in TrainSettings.model_fields}
+    return {**kept, "run_name": None, "register": None, "rebuild_store": False}
 
 
 def bury(parent: str, trial: FrozenTrial) -> None:
@@ -205,7 +206,9 @@ class Trials:
     def learn(self, trial: Trial, chosen: Mapping[str, Any], run: Run) -> float | Sequence[float]:
         """Trains one trial and judges it."""
         space = self.job.space
-        settings = validate(TrainSettings, {**self.job.base(), **chosen}, lambda key: "trial")
+        settings = validate(
+            TrainSettings, {**trial_settings(self.job.settings), **chosen}, lambda key: "trial"
+        )
         run.log_settings(settings)
         check(settings)
         folder = Path(settings.output) / run.id
@@ -266,7 +269,7 @@ def judged(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The figures of a training: those of the epoch whose weights `train` would keep, and its median speed."""
     if not history:
         return {}
-    best = max(history, key=lambda row: row["val/map_at_r"])
+    best = max(history, key=lambda row: row.get("val/map_at_r", row["epoch"]))
     facts = {name: value for name, value in best.items() if name.startswith("val/")}
     speeds = [row[SPEED] for row in history if SPEED in row]
     return facts | ({SPEED: statistics.median(speeds)} if speeds else {})
