@@ -23,8 +23,9 @@ import numpy as np
 from pydantic import Field
 from tqdm import tqdm
 
+from facerec.data.align import face
 from facerec.data.files import cache_errors, publish_folder, read_json, remove_folder, write_json
-from facerec.data.pictures import PictureError, decode, read_file, to_face
+from facerec.data.pictures import PictureError, decode, read_file
 from facerec.data.sources import FaceList, cache_folder, find_faces
 from facerec.data.splits import split_by_identity
 from facerec.settings import InputError, Settings
@@ -141,6 +142,8 @@ def content_digest(identities: tuple[str, ...], hashes: list[str]) -> str:
 
 def _key(faces: FaceList, digest: str, settings: DataSettings) -> str:
     parts = [FORMAT, digest, faces.paths, settings.image_size, settings.crop]
+    if getattr(settings, "align", "none") != "none":
+        parts += [settings.align, settings.face_choice]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -248,7 +251,7 @@ def _decoded(faces: FaceList, settings: DataSettings, progress: bool) -> Iterato
 
     def one(path: str) -> np.ndarray | str:
         try:
-            return to_face(decode(faces.root / path), settings.image_size, settings.crop)
+            return face(decode(faces.root / path), settings)
         except PictureError as error:
             return str(error)
 
