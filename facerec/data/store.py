@@ -263,8 +263,8 @@ def _decoded(faces: FaceList, settings: DataSettings, progress: bool) -> Iterato
         ) as bar,
     ):
         for start in range(0, total, WINDOW):
-            for face in pool.map(one, faces.paths[start : start + WINDOW]):
-                yield face
+            for pixels in pool.map(one, faces.paths[start : start + WINDOW]):
+                yield pixels
                 bar.update()
 
 
