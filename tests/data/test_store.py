@@ -60,7 +60,7 @@ def test_a_second_start_reads_no_picture(faces: Path, monkeypatch) -> None:
     def refuse(*_):
         raise AssertionError("a picture was read")
 
-    for name in ("decode", "read_file", "to_face"):
+    for name in ("decode", "read_file", "face"):
         monkeypatch.setattr(module, name, refuse)
     second = opened(faces)
     assert (second.images == first.images).all() and second.digest == first.digest
