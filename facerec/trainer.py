@@ -44,7 +44,7 @@ class TrainerSettings(Settings):
 
     group: ClassVar[str] = "Training"
 
-    epochs: int = Field(12, ge=1, le=100_000, description="Passes over the training people.")
+    epochs: int = Field(24, ge=1, le=100_000, description="Passes over the training people.")
     lr: float = Field(2e-3, gt=0, le=10, description="Peak learning rate of AdamW.")
     warmup_epochs: float = Field(
         1.0, ge=0, description="Epochs of linear warm-up; a cosine to 0 follows."
