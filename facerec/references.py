@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from facerec.data.demo import raw_pixels
@@ -57,17 +58,15 @@ def fit_references(images: np.ndarray, labels: np.ndarray) -> dict[str, Referenc
     """
     step = -(-len(images) // MAX_TRAINING)
     pixels, labels = raw_pixels(images[::step]), np.asarray(labels)[::step]
-    mean = pixels.mean(axis=0)
-    centred = pixels - mean
-    variance, axes = np.linalg.eigh(centred.T @ centred / len(centred))
-    rank = int(np.sum(variance > variance[-1] * 1e-6))
-    variance, axes = variance[::-1][:rank], axes[:, ::-1][:, :rank]
+    size = min(FISHER_PCA, len(pixels) - 1)
+    fitted = PCA(size, random_state=0).fit(pixels)
+    rank = int(np.sum(fitted.explained_variance_ > fitted.explained_variance_[0] * 1e-6))
+    axes, spread = fitted.components_[:rank].T, np.sqrt(fitted.explained_variance_[:rank])
     found = raw_reference()
-    size = min(WHITENED_SIZE, rank)
-    found[WHITENED] = Reference(mean, axes[:, :size] / np.sqrt(variance[:size]))
-    fisher = fisher_axes(centred @ axes[:, :FISHER_PCA], labels)
+    found[WHITENED] = Reference(fitted.mean_, axes[:, :WHITENED_SIZE] / spread[:WHITENED_SIZE])
+    fisher = fisher_axes((pixels - fitted.mean_) @ axes, labels)
     if fisher is not None:
-        found[FISHER] = Reference(mean, (axes[:, :FISHER_PCA] @ fisher).astype(np.float32))
+        found[FISHER] = Reference(fitted.mean_, (axes @ fisher).astype(np.float32))
     return found
 
 

@@ -1,0 +1,145 @@
+"""Columns of an evaluation: a protocol's pictures as features, of a model or of a reference line.
+
+Axes: N pictures of the protocol, E features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from facerec.data.align import face
+from facerec.data.pictures import PictureError, decode
+from facerec.data.store import Store
+from facerec.embedder import FaceEmbedder
+from facerec.leaks import Leak, leak
+from facerec.metrics import unit
+from facerec.pairs import all_pairs
+from facerec.protocols import Pictures
+from facerec.references import RAW, Reference, fit_references, raw_reference
+from facerec.verdict import number
+
+BATCH = 256
+
+
+@dataclass
+class Column:
+    """A model or a reference line.
+
+    Attributes:
+        features: (N, E).
+        usable: (N,) bool, where there are features.
+        threshold: similarity that tells one person from two, learnt on validation people; None without.
+        leak: whom a model has met; None for a reference line.
+        failed: path → why it has no features.
+    """
+
+    features: np.ndarray
+    usable: np.ndarray
+    threshold: float | None
+    leak: Leak | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def model_column(
+    embedder: FaceEmbedder, pictures: Pictures, store: Store | None, flip: bool
+) -> Column:
+    """A model's embeddings, its own threshold, and its leak.
+
+    Args:
+        store: the pictures, cut out as the model was trained; None where they are files.
+        flip: average with the mirrored picture.
+    """
+    count, failed = len(pictures.paths), {}
+    features = np.zeros((count, embedder.config.network.embedding_dim), np.float32)
+    usable = np.zeros(count, bool)
+    if store is not None:
+        rows = store_rows(store, pictures)
+        at = np.flatnonzero(rows >= 0)
+        usable[at] = True
+        for part in batches(len(at)):
+            faces = store.images[rows[at[part]]]
+            features[at[part]] = embedder.embed_faces(faces, flip=flip)
+    else:
+        for part in batches(count):
+            paths = pictures.paths[part]
+            found, kept, errors = embedder.embed_usable([Path(path) for path in paths], flip=flip)
+            places = part.start + np.array(kept, dtype=int)
+            features[places], usable[places] = found, True
+            failed |= {paths[i]: str(error) for i, error in errors.items()}
+    threshold = _own_threshold(embedder.calibration)
+    met = leak(embedder.provenance, pictures, store.digest if store is not None else None)
+    return Column(features, usable, threshold, met, failed)
+
+
+def reference_columns(
+    embedder: FaceEmbedder, pictures: Pictures, store: Store | None
+) -> dict[str, Column]:
+    """Reference lines on the pictures as a model sees them; learnt from the store's training people.
+
+    Args:
+        store: the pictures; None where they are files, and then there is nobody to learn from.
+    """
+    if store is None:
+        return {RAW: _raw_column(embedder, pictures)}
+    train, val = (store.indices(part) for part in ("train", "val"))
+    rows = store_rows(store, pictures)
+    return {
+        name: Column(
+            reference.features(store.images[rows]),
+            np.ones(len(rows), bool),
+            _threshold(reference, store.images[val], store.labels[val]),
+        )
+        for name, reference in fit_references(store.images[train], store.labels[train]).items()
+    }
+
+
+def store_rows(store: Store, pictures: Pictures) -> np.ndarray:
+    """(N,) rows of the pictures in a store, -1 where it lacks one."""
+    place = {path: row for row, path in enumerate(store.paths)}
+    return np.array([place.get(path, -1) for path in pictures.paths], dtype=int)
+
+
+def _own_threshold(calibration: Mapping[str, Any]) -> float | None:
+    """The threshold of a model between one person and two, where its file holds one."""
+    try:
+        return number(calibration["balanced"]["threshold"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _threshold(reference: Reference, images: np.ndarray, labels: np.ndarray) -> float | None:
+    """The threshold that is best on validation people; None where they have no two kinds of pair."""
+    if len(labels) == 0:
+        return None
+    try:
+        return all_pairs(unit(reference.features(images)), labels).balanced_threshold
+    except ValueError:
+        return None
+
+
+def _raw_column(embedder: FaceEmbedder, pictures: Pictures) -> Column:
+    """Raw pixels of pictures that are in no store."""
+    size = embedder.config.image_size
+    faces = np.zeros((len(pictures.paths), size, size, 3), np.uint8)
+    usable = np.zeros(len(faces), bool)
+    for i, path in enumerate(pictures.paths):
+        try:
+            faces[i], usable[i] = face(decode(Path(path)), embedder.config), True
+        except PictureError:
+            continue
+    return Column(raw_reference()[RAW].features(faces), usable, None)
+
+
+def batches(count: int) -> Iterator[slice]:
+    """Slices of a range, with a bar."""
+    with tqdm(total=count, desc="embedding", unit="face", leave=False) as bar:
+        for start in range(0, count, BATCH):
+            part = slice(start, min(start + BATCH, count))
+            yield part
+            bar.update(part.stop - part.start)

@@ -1,0 +1,281 @@
+"""Measure models on people they have not met, beside reference lines, and keep the figures in MLflow.
+
+`facerec evaluate --model runs:/ID/model --data lfw --protocol lfw-view1` gives a table on the console, metrics under
+`test/`, and a page. Several models, separated by commas, are compared on the same pictures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from facerec import plots
+from facerec.columns import Column, model_column, reference_columns
+from facerec.commands.predict import located
+from facerec.commands.visualize import model_store, thresholds
+from facerec.data.store import Store
+from facerec.embedder import FaceEmbedder
+from facerec.intervals import Figure
+from facerec.leaks import Leak
+from facerec.measures import Measured, differences, title
+from facerec.page import write_html
+from facerec.protocols import Protocol, identities, lfw_view1, lfw_view2, pair_list, search
+from facerec.settings import InputError, Settings
+from facerec.tables import Figures, as_metrics, in_words, metric_name, plain, write_json
+from facerec.tracking import Run, TrackingSettings, reach_tracking, say, track
+
+MAX_REFERENCE_PICTURES = 30_000  # raw pixels are 18 times as long as embeddings
+STORE_PROTOCOLS = ("identities", "lfw-view1", "lfw-view2")
+
+
+class ProtocolSettings(Settings):
+    """Which models are measured on what."""
+
+    group: ClassVar[str] = "Evaluation"
+
+    model: str = Field(
+        "pretrained",
+        min_length=1,
+        description="Model folder, runs:/ID/model, models:/NAME@ALIAS, pretrained or pretrained-lfw; several, "
+        "separated by commas, are compared.",
+    )
+    protocol: Literal["identities", "lfw-view1", "lfw-view2", "pairs", "gallery"] = Field(
+        "identities",
+        description="identities: search among the people of a split. lfw-view1, lfw-view2: as LFW's authors define "
+        "them. pairs: data is a CSV of path,path,same. gallery: data is a folder of people, who are searched in "
+        "the folder gallery.",
+    )
+    data: str = Field(
+        "demo", description="Data set as in train; for pairs a CSV; for gallery a folder."
+    )
+    gallery: str | None = Field(
+        None,
+        description="Folder of known people, a folder or a picture for each; for protocol gallery.",
+    )
+    split: Literal["train", "val", "test", "all"] = Field(
+        "test",
+        description="Which people, for protocol identities; only test was not seen in training.",
+    )
+    references: bool = Field(
+        True, description="Measure raw pixels, whitened PCA and Fisherfaces beside the models."
+    )
+    flip: bool = Field(False, description="Average with the mirrored picture; twice the time.")
+    cache: str | None = Field(
+        None,
+        description="Folder for decoded pictures; none: FACEREC_CACHE, else the user's cache folder.",
+    )
+    device: str = Field("auto", description="Where to compute: auto, cpu, cuda or cuda:N.")
+
+
+class EvaluateSettings(ProtocolSettings, TrackingSettings):
+    """Everything that `evaluate` can be told."""
+
+    system_metrics: bool = Field(False, description="Log CPU, memory and GPU use to MLflow.")
+
+
+SETTINGS = EvaluateSettings
+
+
+def run(settings: EvaluateSettings, config: str | None = None) -> None:
+    """Embeds, measures, prints, logs.
+
+    Args:
+        config: name of the recipe that the settings come from, for the record.
+
+    Raises:
+        InputError: a model or the data cannot be used, or the protocol does not fit the data.
+    """
+    embedders = load(settings)
+    reach_tracking()
+    first = next(iter(embedders.values()))
+    store = model_store(settings, first) if settings.protocol in STORE_PROTOCOLS else None
+    protocol = protocol_of(settings, store)
+    with track(settings) as mlflow_run:
+        mlflow_run.log_settings(settings, config)
+        if store is not None:
+            mlflow_run.log_data(store, "evaluation")
+        columns = {}
+        for name, embedder in embedders.items():
+            own = model_store(settings, embedder) if store is not None else None
+            columns[name] = model_column(embedder, protocol.pictures, own, settings.flip)
+        if settings.references and len(protocol.pictures.paths) <= MAX_REFERENCE_PICTURES:
+            columns |= reference_columns(first, protocol.pictures, store)
+        measured = measure(protocol, columns)
+        report(settings, mlflow_run, protocol, columns, measured, first)
+
+
+def load(settings: EvaluateSettings) -> dict[str, FaceEmbedder]:
+    """The models by the names that the table gives them.
+
+    Raises:
+        InputError: no model, one twice, or one that cannot be loaded.
+    """
+    sources = [source.strip() for source in settings.model.split(",") if source.strip()]
+    if not sources or len(set(sources)) < len(sources):
+        raise InputError(f"model={settings.model}: one or more models are due, each once")
+    embedders: dict[str, FaceEmbedder] = {}
+    for number, source in enumerate(sources, start=1):
+        name = short_name(source)
+        name = f"{name} ({number})" if name in embedders else name
+        embedders[name] = FaceEmbedder.load(located(source), settings.device)
+    return embedders
+
+
+def short_name(source: str) -> str:
+    """What a table calls a model: the run's first letters, the registered name, or the folder.
+
+    >>> short_name("runs:/0123456789abcdef/model"), short_name("models:/facerec@champion"), short_name("out/1/model")
+    ('run 01234567', 'facerec@champion', '1/model')
+    """
+    if source.startswith("runs:/"):
+        return f"run {source.removeprefix('runs:/')[:8]}"
+    if source.startswith("models:/"):
+        return source.removeprefix("models:/")
+    parts = [part for part in re.split(r"[\\/]", source) if part not in ("", ".")]
+    return "/".join(parts[-2:]) if parts[-1:] == ["model"] else parts[-1] if parts else source
+
+
+def protocol_of(settings: EvaluateSettings, store: Store | None) -> Protocol:
+    """The protocol that the settings name.
+
+    Raises:
+        InputError: it does not fit the data.
+    """
+    if settings.protocol == "identities":
+        return identities(store, settings.split)
+    if settings.protocol == "lfw-view1":
+        return lfw_view1(store)
+    if settings.protocol == "lfw-view2":
+        return lfw_view2(store)
+    if settings.protocol == "pairs":
+        return pair_list(located(settings.data))
+    if settings.gallery is None:
+        raise InputError("protocol=gallery: gallery is missing: give the folder of known people")
+    return search(located(settings.gallery), located(settings.data))
+
+
+def measure(protocol: Protocol, columns: Mapping[str, Column]) -> dict[str, Measured]:
+    """Figures of every column, all on the pictures that are usable for all of them.
+
+    Raises:
+        InputError: too few of them are left.
+    """
+    usable = np.all([column.usable for column in columns.values()], axis=0)
+    if not usable.all():
+        failed = {path: why for column in columns.values() for path, why in column.failed.items()}
+        example = next((f" (the first, {path}: {why})" for path, why in failed.items()), "")
+        say(f"{np.sum(~usable):,} of {len(usable):,} pictures are left out for all{example}")
+    try:
+        return {
+            name: protocol.measure(column.features, usable, column.threshold)
+            for name, column in columns.items()
+        }
+    except ValueError as error:
+        raise InputError(f"{protocol.title} cannot be measured: {error}") from None
+
+
+def compared(
+    measured: Mapping[str, Measured], columns: Mapping[str, Column]
+) -> dict[str, dict[str, Figure]]:
+    """Paired differences: the first model against the others, and against the best reference line."""
+    models = [name for name, column in columns.items() if column.leak is not None]
+    rest = [name for name in columns if name not in models]
+    against = models[1:]
+    if rest:
+        main = next(iter(measured[rest[0]].draws))
+        against.append(max(rest, key=lambda name: measured[name].figures[main].value))
+    first = measured[models[0]]
+    return {f"{models[0]} − {name}": differences(first, measured[name]) for name in against}
+
+
+def marked(name: str, column: Column) -> str:
+    """A column's heading; that of a model that has met its probes says so."""
+    return f"{name} (leak)" if column.leak is not None and column.leak.found else name
+
+
+def report(
+    settings: EvaluateSettings,
+    mlflow_run: Run,
+    protocol: Protocol,
+    columns: Mapping[str, Column],
+    measured: Mapping[str, Measured],
+    first: FaceEmbedder,
+) -> None:
+    """Console, metrics, tags, page and JSON."""
+    table = {marked(name, columns[name]): found.figures for name, found in measured.items()}
+    gains = compared(measured, columns)
+    leaks = {name: column.leak for name, column in columns.items() if column.leak is not None}
+    print(f"{protocol.title}; brackets hold 95 % intervals")
+    for name, met in leaks.items():
+        print(f"{name}: {met}")
+    print(in_words(table))
+    for name, figures in gains.items():
+        print(f"\n{in_words({f'{name}, paired': figures})}")
+    log(settings, mlflow_run, measured, leaks)
+    folder = Path(settings.output) / mlflow_run.id
+    page = draw(protocol, table, gains, measured, leaks, first)
+    mlflow_run.log_file(write_html(page, folder / "evaluation.html"))
+    content = {
+        "protocol": protocol.title,
+        "figures": plain(table),
+        "differences": plain(gains),
+        "leaks": {name: {"told": str(met), **met.counts} for name, met in leaks.items()},
+    }
+    mlflow_run.log_file(write_json(folder / "evaluation.json", content))
+    say(f"page: {(folder / 'evaluation.html').resolve()}, in MLflow run {mlflow_run.id}")
+
+
+def log(
+    settings: EvaluateSettings,
+    mlflow_run: Run,
+    measured: Mapping[str, Measured],
+    leaks: Mapping[str, Leak],
+) -> None:
+    """Metrics and tags; the first model's own names are bare, those of the others carry theirs."""
+    main = next(iter(measured))
+    for name, found in measured.items():
+        prefix = "test" if name == main else f"test/{metric_name(name)}"
+        mlflow_run.log_metrics(as_metrics(found.figures, prefix), step=0)
+    mlflow_run.tag({"evaluation.protocol": settings.protocol, "leak": leaks[main].found})
+    for name, met in leaks.items():
+        prefix = "leak" if name == main else f"leak.{metric_name(name)}"
+        counts = {f"{prefix}.{kind}": count for kind, count in met.counts.items()}
+        mlflow_run.tag({f"{prefix}.told": str(met), **counts})
+
+
+def draw(
+    protocol: Protocol,
+    table: Mapping[str, Figures],
+    gains: Mapping[str, Figures],
+    measured: Mapping[str, Measured],
+    leaks: Mapping[str, Leak],
+    first: FaceEmbedder,
+) -> str:
+    """The page as HTML."""
+    told = [f"{name}: {value}." for name, value in leaks.items() if value.found]
+    columns = {
+        name: {title(row): metric(figure) for row, figure in figures.items()}
+        for name, figures in {**table, **gains}.items()
+    }
+    curves = {name: found.curve for name, found in measured.items() if found.curve is not None}
+    return plots.evaluation_page(
+        columns,
+        curves or None,
+        title=f"Evaluation: {protocol.title}",
+        subtitle=", ".join(leaks),
+        notice=" ".join(told),
+        metrics_note="Brackets hold 95 % intervals; differences are paired.",
+        thresholds=thresholds(first.calibration),
+    )
+
+
+def metric(figure: Figure) -> plots.Metric:
+    """A figure as pages draw it."""
+    if not figure.measured:
+        return plots.Metric(None, note=figure.note)
+    return plots.Metric(figure.value, figure.low, figure.high, figure.note)

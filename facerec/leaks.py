@@ -1,0 +1,66 @@
+"""Whom of the probes a model has met: people by folded name, pictures by content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from facerec.protocols import Pictures
+from facerec.provenance import met
+from facerec.settings import InputError
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Whom of the probes a model has met.
+
+    Attributes:
+        counts: as of `provenance.met`; empty where the model does not say.
+        same_data: whether the model was made from this very data set, so that equal names are one person.
+    """
+
+    counts: dict[str, int]
+    same_data: bool
+
+    @property
+    def found(self) -> bool:
+        return not self.counts or any(
+            self.counts[f"{part}_{kind}"]
+            for part in ("train", "val")
+            for kind in ("people", "pictures")
+        )
+
+    def __str__(self) -> str:
+        """One sentence."""
+        if not self.counts:
+            return "it does not say whom it was made from, so whether it knows these people is open"
+        of = f"{self.counts['people']:,} people and {self.counts['pictures']:,} pictures"
+        if not self.found:
+            return f"it has met none of these {of}"
+        parts = []
+        for part, verb in (("train", "trained on"), ("val", "tuned on")):
+            people, pictures = (self.counts[f"{part}_{kind}"] for kind in ("people", "pictures"))
+            if people or pictures:
+                sure = "people" if self.same_data else "people (possibly: by name)"
+                parts.append(f"{verb} {people:,} {sure} and {pictures:,} pictures")
+        return (
+            f"of these {of} it was {', and '.join(parts)}: its figures are better than on strangers"
+        )
+
+
+def leak(provenance: Mapping[str, Any], pictures: Pictures, digest: str | None) -> Leak:
+    """Look for a protocol's probes in a model's provenance.
+
+    Args:
+        digest: of the data set that the pictures are from, if they are of one.
+    """
+    names = [pictures.names[i] for i in pictures.probes] if len(pictures.names) else []
+    hashes = [pictures.hashes[i] for i in pictures.probes]
+    try:
+        counts = met(provenance, names, hashes)
+    except InputError:
+        counts = {}
+    data = provenance.get("data")
+    known = data.get("digest") if isinstance(data, Mapping) else None
+    return Leak(counts, digest is not None and known == digest)

@@ -1,0 +1,75 @@
+"""Figures as text: a table for the console, names and values for MLflow, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from facerec.intervals import Figure
+from facerec.measures import title
+
+Figures = Mapping[str, Figure]
+
+
+def in_words(table: Mapping[str, Figures]) -> str:
+    """A table for the console, one column a model or reference line, three digits a figure."""
+    rows = list(dict.fromkeys(name for figures in table.values() for name in figures))
+    cells = [["", *table]]
+    for row in rows:
+        figures = (column.get(row) for column in table.values())
+        cells.append(
+            [title(row), *("–" if figure is None else brief(figure) for figure in figures)]
+        )
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells)
+    return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
+def brief(figure: Figure) -> str:
+    """A figure in three digits."""
+    if not figure.measured:
+        return figure.note
+    text = f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+    return f"{text} {figure.note}".rstrip()
+
+
+def as_metrics(figures: Figures, prefix: str) -> dict[str, float]:
+    """Names and values for MLflow: what could be measured, and the ends of the intervals."""
+    ends = {"": "value", "_low": "low", "_high": "high"}
+    return {
+        f"{prefix}/{name}{suffix}": getattr(figure, attribute)
+        for name, figure in figures.items()
+        if figure.measured
+        for suffix, attribute in ends.items()
+    }
+
+
+def metric_name(name: str) -> str:
+    """A column's name as a part of a metric's.
+
+    >>> metric_name("whitened PCA"), metric_name("facerec@champion")
+    ('whitened_pca', 'facerec_champion')
+    """
+    return re.sub(r"[^\w.-]+", "_", name).strip("_").lower()
+
+
+def plain(table: Mapping[str, Figures]) -> dict[str, Any]:
+    """A table of numbers and text; what could not be measured is None."""
+    return {
+        column: {
+            name: {k: None if v != v else v for k, v in asdict(figure).items()}
+            for name, figure in figures.items()
+        }
+        for column, figures in table.items()
+    }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write JSON without NaN, making the folder; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
