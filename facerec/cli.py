@@ -25,6 +25,7 @@ ENTRIES = {
     "train": Entry("train", "configs/demo.yaml", ("main", "train")),
     "sweep": Entry("sweep", None, ("sweep",)),
     "finetune": Entry("finetune", None, ("finetune",)),
+    "evaluate": Entry("evaluate", None, ("evaluate",)),
     "visualize": Entry("visualize", None, ("visualize",)),
     "predict": Entry("predict", None, ("predict",)),
     "register": Entry("register"),
