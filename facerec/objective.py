@@ -86,7 +86,7 @@ class Objective(nn.Module):
             labels: (B,) int64, 0 ... identities - 1.
         """
         if self.miner is None:
-            mined = torch.tensor(len(labels), device=embeddings.device)
+            mined = torch.tensor(len(labels))
             return LossOfBatch(self.loss(embeddings, labels), mined)
         indices = self.miner(embeddings, labels)
         return LossOfBatch(self.loss(embeddings, labels, indices), torch.tensor(len(indices[0])))

@@ -38,6 +38,9 @@ from facerec.objective import COLLAPSED_SPREAD, Objective, spread
 from facerec.optimization import Average, clone_state, learning_rate, parameter_groups
 from facerec.settings import InputError, Settings
 
+READ_EVERY = 50  # steps between two looks at the loss on CUDA, each of which waits for the device
+RESIDENT_SHARE = 0.25  # of the free device memory that the training pictures may take
+
 
 class TrainerSettings(Settings):
     """How the weights are found."""
@@ -68,6 +71,12 @@ class TrainerSettings(Settings):
         gt=0,
         description="Longest time between two checkpoints; one is written at every epoch's end too.",
     )
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """A copy of `array` on `device`, through pinned memory and without waiting where that is CUDA."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class TrainingFailed(InputError):
@@ -107,9 +116,9 @@ def embed_pictures(
     rows = []
     with autocast(precision, device):
         for part in chunks(len(pictures), batch):
-            rows.append(network(to_input(torch.from_numpy(pictures[part]).to(device))).cpu())
+            rows.append(network(to_input(to_device(pictures[part], device))))
     network.train(was_training)
-    return torch.cat(rows)
+    return torch.cat(rows).cpu()
 
 
 class Trainer:
@@ -143,6 +152,9 @@ class Trainer:
         self.train_indices, self.val_indices = store.indices("train"), store.indices("val")
         self.train_labels = np.unique(store.labels[self.train_indices], return_inverse=True)[1]
         check_batches(self.train_labels, settings)
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
+        self.resident = self.resident_pictures()
         self.network = network.to(self.device)
         self.objective = objective.to(self.device)
         self.average = Average(self.network, settings.ema)
@@ -156,6 +168,7 @@ class Trainer:
         self.step, self.best_value, self.history = 0, -1.0, []
         self.best = clone_state(self.average.network)
         self.sums = {"loss": 0.0, "triplets": 0.0}
+        self.last_loss = torch.zeros(())
         self.saved_at = time.monotonic()
         self.batches: np.ndarray | None = None  # of the epoch at hand
         self.stop: BaseException | None = (
@@ -198,6 +211,7 @@ class Trainer:
                 raise self.stop
             if time.monotonic() - self.saved_at > self.settings.checkpoint_minutes * 60:
                 self.checkpoint()
+        self.read_sums()
         seconds = time.monotonic() - started
         row = {
             "epoch": epoch + 1,
@@ -233,16 +247,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.objective.at_epoch(self.step / self.steps_per_epoch)
-        pictures = torch.from_numpy(self.store.images[self.train_indices[positions]]).to(
-            self.device
-        )
-        labels = torch.from_numpy(self.train_labels[positions]).to(self.device)
+        pictures, labels = self.load(positions)
         self.network.train()
         pictures = augment(to_input(pictures), self.settings, self.generator)
         with autocast(self.settings.precision, self.device):
             embeddings = self.network(pictures)
         loss, mined = self.objective(embeddings, labels)
-        self.check_loss(loss)
+        self.last_loss = loss.detach()
+        if self.device.type == "cpu" or self.step % READ_EVERY == 0:
+            self.check_loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.settings.grad_clip > 0:
@@ -250,8 +263,29 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         self.average.update(self.network, self.step)
-        self.sums["loss"] += float(loss.detach())
-        self.sums["triplets"] += float(mined)
+        self.sums["loss"] += self.last_loss.double()
+        self.sums["triplets"] += mined.double()
+
+    def resident_pictures(self) -> Tensor | None:
+        """The training pictures on the device, where that is CUDA and they fit."""
+        if self.device.type != "cuda":
+            return None
+        size = len(self.train_indices) * self.store.images[0].nbytes
+        if size > RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]:
+            return None
+        return torch.from_numpy(self.store.images[self.train_indices]).to(self.device)
+
+    def load(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Training pictures (B, H, W, 3) uint8 and labels (B,), on the device."""
+        labels = to_device(self.train_labels[positions], self.device)
+        if self.resident is not None:
+            return self.resident[to_device(positions, self.device)], labels
+        return to_device(self.store.images[self.train_indices[positions]], self.device), labels
+
+    def read_sums(self) -> None:
+        """Sums of the epoch as numbers; waits for the device."""
+        self.check_loss()
+        self.sums = {name: float(value) for name, value in self.sums.items()}
 
     def seed_step(self) -> None:
         """Seeds every generator by (seed, step)."""
@@ -262,11 +296,11 @@ class Trainer:
         torch.manual_seed(seed)
         self.generator.manual_seed(seed)
 
-    def check_loss(self, loss: Tensor) -> None:
-        """Raises TrainingFailed where the loss is no number, before it reaches the weights."""
-        if not torch.isfinite(loss):
+    def check_loss(self) -> None:
+        """Raises TrainingFailed where the loss is no number: on a CPU before it reaches the weights, on CUDA soon."""
+        if not torch.isfinite(self.last_loss):
             raise TrainingFailed(
-                f"the loss became {float(loss.detach())} at step {self.step + 1} (epoch "
+                f"the loss became {float(self.last_loss)} at step {self.step + 1} (epoch "
                 f"{self.step // self.steps_per_epoch + 1}): lower lr (now {self.settings.lr}), "
                 "lengthen warmup_epochs, or set precision to fp32"
             )
@@ -319,6 +353,7 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Hands the whole state to `save`."""
+        self.read_sums()
         tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"objective/{k}": v for k, v in self.objective.state_dict().items()}
         tensors |= {f"average/{k}": v for k, v in self.average.network.state_dict().items()}

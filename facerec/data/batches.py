@@ -219,7 +219,6 @@ def warp(pictures: Tensor, settings: BatchSettings, uniform: Uniform) -> Tensor:
 
 def recolor(pictures: Tensor, settings: BatchSettings, uniform: Uniform) -> Tensor:
     """Tint, brightness, contrast and saturation, then grey for some."""
-    luma = torch.tensor(LUMA, device=pictures.device).view(1, 3, 1, 1)
     gain, contrast, saturation = (uniform(1 - settings.color, 1 + settings.color) for _ in range(3))
     is_gray = uniform(0, 1) < settings.gray
     if settings.tint > 0:
@@ -229,7 +228,7 @@ def recolor(pictures: Tensor, settings: BatchSettings, uniform: Uniform) -> Tens
         mean = pictures.mean((1, 2, 3), keepdim=True)
         pictures = (pictures - mean) * contrast + mean
     if settings.color > 0 or settings.gray > 0:
-        gray = (pictures * luma).sum(1, keepdim=True)
+        gray = sum(weight * pictures[:, i : i + 1] for i, weight in enumerate(LUMA))
         saturation = torch.where(is_gray, torch.zeros_like(saturation), saturation)
         pictures = gray + (pictures - gray) * saturation
     return pictures.clamp(-1, 1)
