@@ -11,13 +11,14 @@ import numpy as np
 from facerec import plots
 from facerec.calibration import calibration
 from facerec.checkpoint import Checkpoints
+from facerec.compute import embed_pictures
 from facerec.embedder import FaceEmbedder
 from facerec.model_folder import write_model
 from facerec.page import write_html
 from facerec.provenance import model_card, provenance
 from facerec.registry import log_model
 from facerec.tracking import Run, say
-from facerec.trainer import Trainer, embed_pictures
+from facerec.trainer import Trainer
 
 MAP_FACES = 2000
 

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import nn
 
 from facerec.checkpoint import Checkpoint, Checkpoints
+from facerec.compute import resolve_device
 from facerec.data.align import AlignSettings
 from facerec.data.demo import color_histogram, raw_pixels
 from facerec.data.store import DataSettings, Store, open_store
@@ -31,7 +32,7 @@ from facerec.results import keep_results
 from facerec.resume import find, settings_of_checkpoint
 from facerec.settings import InputError, as_params, one_line, resolve
 from facerec.tracking import Run, TrackingSettings, reach_tracking, say, track
-from facerec.trainer import Trainer, TrainingSettings, resolve_device
+from facerec.trainer import Trainer, TrainingSettings
 
 MAP_FACES = 2000
 

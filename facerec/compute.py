@@ -1,0 +1,57 @@
+"""Where and in which arithmetic to compute: devices, autocast, copies to a device, embeddings without gradient."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from facerec.data.batches import chunks, to_input
+from facerec.settings import InputError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that a `device` setting means.
+
+    Raises:
+        InputError: if CUDA is asked for and absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device=cuda, and torch sees no CUDA GPU here: set device to cpu or auto")
+    return torch.device(name)
+
+
+def autocast(precision: str, device: torch.device) -> Any:
+    """The autocast context of a `precision` setting."""
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """A copy of `array` on `device`, through pinned memory and without waiting where that is CUDA."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+@torch.inference_mode()
+def embed_pictures(
+    network: nn.Module,
+    pictures: np.ndarray,
+    device: torch.device,
+    precision: str = "fp32",
+    batch: int = 256,
+) -> Tensor:
+    """Embeddings (N, E) float32 on the CPU of stored pictures (N, H, W, 3) uint8, without gradient."""
+    was_training = network.training
+    network.eval()
+    rows = []
+    with autocast(precision, device):
+        for part in chunks(len(pictures), batch):
+            rows.append(network(to_input(to_device(pictures[part], device))))
+    network.train(was_training)
+    return torch.cat(rows).cpu()
