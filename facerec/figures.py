@@ -209,16 +209,16 @@ def _training_panel(
 
 
 def _reference_lines(figure: go.Figure, references: Mapping[str, float]) -> None:
-    for label, value in references.items():
-        if _number(value) is None:
-            continue
+    known = {label: value for label, value in references.items() if _number(value) is not None}
+    for number, (label, value) in enumerate(sorted(known.items(), key=lambda item: item[1])):
+        left = number % 2 == 0  # equal values would hide each other's labels
         figure.add_shape(
             type="line", xref="x domain", x0=0, x1=1, y0=value, y1=value,
             line={"color": light("muted"), "width": 1, "dash": "dash"}, layer="below",
         )  # fmt: skip
         figure.add_annotation(
             text=f"{escape(label)} {value:.3f}",
-            xref="x domain", x=1, y=value, xanchor="right", yanchor="bottom",
+            xref="x domain", x=0 if left else 1, y=value, xanchor="left" if left else "right", yanchor="bottom",
             showarrow=False, font={"size": 11.5},
         )  # fmt: skip
 
