@@ -47,6 +47,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(
+            temporary, 0o644
+        )  # temporary files are for their owner alone; artifacts are to be shared
         os.replace(temporary, path)
     except OSError as error:
         if temporary:
@@ -67,6 +70,8 @@ class Checkpoints:
         flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         content = save(flat, metadata={"state": json.dumps(state)})
         path = self.folder / NAME.format(step)
+        for left in self.folder.glob(".tmp-*"):  # of a process that was killed while writing
+            left.unlink(missing_ok=True)
         write_bytes(path, content)
         write_bytes(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest().encode())
         for old in self.paths()[: -self.keep]:

@@ -42,16 +42,25 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 def embed_pictures(
     network: nn.Module,
     pictures: np.ndarray,
+    rows: np.ndarray,
     device: torch.device,
     precision: str = "fp32",
     batch: int = 256,
 ) -> Tensor:
-    """Embeddings (N, E) float32 on the CPU of stored pictures (N, H, W, 3) uint8, without gradient."""
+    """Embeddings of stored pictures, without gradient.
+
+    Args:
+        pictures: (P, H, W, 3) uint8, memory-mapped or not; read a batch at a time.
+        rows: (N,) which of them.
+
+    Returns:
+        (N, E) float32 on the CPU.
+    """
     was_training = network.training
     network.eval()
-    rows = []
+    embeddings = []
     with autocast(precision, device):
-        for part in chunks(len(pictures), batch):
-            rows.append(network(to_input(to_device(pictures[part], device))))
+        for part in chunks(len(rows), batch):
+            embeddings.append(network(to_input(to_device(pictures[rows[part]], device))))
     network.train(was_training)
-    return torch.cat(rows).cpu()
+    return torch.cat(embeddings).cpu()

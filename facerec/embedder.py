@@ -55,6 +55,11 @@ class FaceEmbedder:
         self.device = device
         self._network = model.network.to(device)
 
+    @property
+    def network(self) -> torch.nn.Module:
+        """The network, in eval mode."""
+        return self._network
+
     @classmethod
     def load(cls, source: str | PathLike[str], device: str = "auto") -> FaceEmbedder:
         """Load a model.

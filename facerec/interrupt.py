@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,8 +12,17 @@ from types import FrameType
 EXIT_CODE = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
+ONE_PRESS_SECONDS = (
+    2.0  # `mlflow run` sends SIGTERM right after the SIGINT that the terminal gave us
+)
+
+
 class Stopped(SystemExit):
     """The training was asked to stop, and has; the process ends with 130 (SIGINT) or 143 (SIGTERM)."""
+
+
+class StoppedAtOnce(SystemExit):
+    """The training was asked twice: nothing more is saved."""
 
 
 @contextmanager
@@ -22,20 +32,18 @@ def stop_softly(request: Callable[[Stopped], None]) -> Iterator[None]:
     Args:
         request: called with the exception that is to be raised when the step at hand is done.
     """
-    asked = False
+    asked: float | None = None
 
     def handler(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        stopped = Stopped(EXIT_CODE[signal.Signals(number)])
-        if asked:
-            raise stopped
-        asked = True
-        print(
-            "\nfacerec: stopping after this step and saving; once more to stop at once",
-            file=sys.stderr,
-            flush=True,
-        )
-        request(stopped)
+        code = EXIT_CODE[signal.Signals(number)]
+        if asked is not None and time.monotonic() - asked > ONE_PRESS_SECONDS:
+            raise StoppedAtOnce(code)
+        if asked is not None:
+            return
+        asked = time.monotonic()
+        os.write(2, b"\nfacerec: stopping after this step and saving; once more to stop at once\n")
+        request(Stopped(code))
 
     before = {number: signal.signal(number, handler) for number in EXIT_CODE}
     try:

@@ -127,13 +127,12 @@ def make_miner(name: str, margin: float) -> nn.Module | None:
 
 def check_objective(settings: ObjectiveSettings) -> None:
     """Raises InputError for a pair of loss and miner that pytorch-metric-learning cannot join."""
-    triplets = ("all", "semihard", "hard", "batch_hard")
     if settings.loss == "supcon" and settings.miner in ("semihard", "hard", "batch_hard"):
         raise InputError(
             f"loss supcon takes pairs, miner {settings.miner} gives triplets: set miner to none"
         )
-    if settings.loss == "triplet" and settings.miner not in (*triplets, "multi_similarity", "none"):
-        raise InputError(f"loss triplet takes triplets: set miner to one of {', '.join(triplets)}")
+    if settings.margin is not None and settings.loss not in DEFAULT_MARGIN:
+        raise InputError(f"loss {settings.loss} has no margin: leave margin out")
 
 
 def spread(embeddings: Tensor) -> float:

@@ -40,7 +40,7 @@ def keep_results(
     network.load_state_dict(trainer.best)
     best = trainer.best_row()
     run.tag({"best.epoch": int(best["epoch"])})
-    embeddings = embed_pictures(network, store.images[rows], trainer.device) if len(rows) else None
+    embeddings = embed_pictures(network, store.images, rows, trainer.device) if len(rows) else None
     earlier = inherited(trainer, run, settings.init, best) if settings.init else None
     made_from = provenance(store, settings, earlier, run_id=run.id)
     figures = {name: value for name, value in best.items() if name.startswith("val/")}

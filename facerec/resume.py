@@ -7,13 +7,19 @@ things lie and how they are watched.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.data.store import Store
-from facerec.settings import InputError, Settings, as_params, canonical, validate
+from facerec.settings import InputError, Settings, as_params, canonical, read_recipe, validate
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 FREE = (
     "resume",
@@ -42,6 +48,25 @@ class Resumed(NamedTuple):
                 f"run {self.run_id} was trained on data with digest {str(digest)[:12]}, and {store.name} now has "
                 f"{store.digest[:12]}: its pictures have changed; bring them back, or start a new run"
             )
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds a run's folder for one process; the lock goes with the process, however it ends.
+
+    Raises:
+        InputError: if another process on this machine trains in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"run {folder.name} is being trained by another process: wait, or stop that"
+                ) from None
+        yield
 
 
 def find(output: str, resume: str) -> Resumed:
@@ -77,6 +102,13 @@ def find(output: str, resume: str) -> Resumed:
             f"run {resume} has no checkpoint to go on from: {why}; name the folder of its output by output"
         )
     return Resumed(resume, checkpoint, damaged)
+
+
+def asked_to_resume(given: Mapping[str, Any], config: str | None) -> str | None:
+    """The run that command line or recipe asks to go on with; the rest of the recipe does not count then."""
+    recipe = read_recipe(config) if config and "resume" not in given else {}
+    asked = str(given.get("resume", recipe.get("resume", "none")))
+    return None if asked.lower() == "none" else asked
 
 
 def settings_of_checkpoint(model: type[Settings], given: Mapping[str, Any]) -> Any:

@@ -34,7 +34,9 @@ class InputError(Exception):
 class Settings(BaseModel):
     """Base of all settings: frozen, and an unknown key is an error. `none` stands for a missing value."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
     group: ClassVar[str] = "Other"
 
     @model_validator(mode="before")
@@ -194,7 +196,8 @@ def sentence(model: type[Settings], error: ValidationError, source: Any) -> str:
         flag = "--" + key.replace("_", "-")
         return f"{key} is missing: give {flag} (or -P {key}=...): {model.model_fields[key].description}"
     reason = reason.replace("Input should be", "should be")
-    return f"{key}={canonical(problem['input'])} ({source(key)}): {reason}; wanted: {wanted(model.model_fields[key])}"
+    said = " ".join(canonical(problem["input"]).split())
+    return f"{key}={said} ({source(key)}): {reason}; wanted: {wanted(model.model_fields[key])}"
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

@@ -30,6 +30,7 @@ from facerec.data.store import Store
 from facerec.settings import InputError, Settings, as_params, canonical, one_line
 
 BUSY_SECONDS = 60
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 SQLITE = "sqlite:///"
 
 
@@ -176,6 +177,8 @@ def track(settings: TrackingSettings, run_id: str | None = None) -> Iterator[Run
         if settings.system_metrics:
             mlflow.set_system_metrics_sampling_interval(10)
         started = os.environ.get("MLFLOW_RUN_ID")
+        if run_id:
+            check_known(run_id)
         if run_id and started and started != run_id:
             give_up(started, run_id)
         joined = run_id or started
@@ -265,6 +268,15 @@ def git_tags(known: Mapping[str, str]) -> dict[str, str]:
     return {"mlflow.source.git.commit": commit.stdout.strip()} if commit.returncode == 0 else {}
 
 
+def check_known(run_id: str) -> None:
+    """Raises InputError where the tracking store does not hold the run that is to be gone on with."""
+    try:
+        patiently(lambda: MlflowClient().get_run(run_id))
+    except MlflowException as error:
+        reason = one_line(error)[:200]
+        raise InputError(f"resume={run_id}: {reason} in {mlflow.get_tracking_uri()}") from error
+
+
 def give_up(run_id: str, continues: str) -> None:
     """Deletes (restorably) the run that `mlflow run` made in vain, since another one is gone on with."""
     client = MlflowClient()
@@ -280,9 +292,22 @@ def reach_tracking() -> None:
     """Raises InputError where the tracking store does not answer, before any work is done."""
     try:
         absolute_tracking_uri()
-        patiently(lambda: MlflowClient().search_experiments(max_results=1))
+        with few_retries():
+            patiently(lambda: MlflowClient().search_experiments(max_results=1))
     except (MlflowException, OSError) as error:
         raise InputError(unreachable(error)) from error
+
+
+@contextmanager
+def few_retries() -> Iterator[None]:
+    """MLflow's client asks a silent server for minutes; whether it is there at all is known sooner."""
+    before = os.environ.get(RETRIES)
+    os.environ.setdefault(RETRIES, "1")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(RETRIES)
 
 
 def unreachable(error: BaseException) -> str:

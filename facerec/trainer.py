@@ -110,6 +110,7 @@ class Trainer:
         check_batches(self.train_labels, settings)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
+            torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bits
         self.resident = self.resident_pictures()
         self.network = network.to(self.device)
         self.objective = objective.to(self.device)
@@ -187,9 +188,12 @@ class Trainer:
         """Batches of an epoch (steps, batch_size): by chance, or of people who are confused with each other now."""
         if not self.settings.confusable:
             return epoch_batches(self.train_labels, self.settings, self.settings.seed, epoch)
-        pictures = self.store.images[self.train_indices]
         embeddings = embed_pictures(
-            self.average.network, pictures, self.device, self.settings.precision
+            self.average.network,
+            self.store.images,
+            self.train_indices,
+            self.device,
+            self.settings.precision,
         )
         nearest = confusable_people(embeddings, self.train_labels)
         return confusable_batches(
@@ -244,13 +248,13 @@ class Trainer:
         self.sums = {name: float(value) for name, value in self.sums.items()}
 
     def seed_step(self) -> None:
-        """Seeds every generator by (seed, step)."""
-        seed = int(
-            np.random.SeedSequence([self.settings.seed, self.step]).generate_state(1, np.uint64)[0]
-            >> 1
+        """Seeds torch's generator and the augmentation's by (seed, step), each in its own way."""
+        sequence = np.random.SeedSequence([self.settings.seed, self.step])
+        of_torch, of_augmentation = (
+            int(word >> 1) for word in sequence.generate_state(2, np.uint64)
         )
-        torch.manual_seed(seed)
-        self.generator.manual_seed(seed)
+        torch.manual_seed(of_torch)
+        self.generator.manual_seed(of_augmentation)
 
     def check_loss(self) -> None:
         """Raises TrainingFailed where the loss is no number: on a CPU before it reaches the weights, on CUDA soon."""
@@ -287,7 +291,8 @@ class Trainer:
             return {}
         embeddings = embed_pictures(
             self.average.network,
-            self.store.images[self.val_indices],
+            self.store.images,
+            self.val_indices,
             self.device,
             self.settings.precision,
         )
@@ -340,6 +345,12 @@ class Trainer:
             slots.setdefault(int(index), {})[slot] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if (
+                    value.shape == parameter.shape
+                ):  # a checkpoint is contiguous; a fused step walks raw memory
+                    moments[name] = torch.empty_like(parameter).copy_(value)
         self.batches = parts["plan"]["batches"].numpy() if "plan" in parts else None
         self.step = checkpoint.step
         self.best_value = checkpoint.state["best_value"]

@@ -45,6 +45,11 @@ def test_all_triplets_by_hand():
     assert loss.item() == pytest.approx((0.5 + 2.5 - 3**0.5) / 2, abs=1e-6)
 
 
+def test_a_margin_that_a_loss_does_not_have_is_refused():
+    with pytest.raises(InputError, match="no margin"):
+        check_objective(ObjectiveSettings(loss="multi_similarity", margin=0.5))
+
+
 def test_margin_rises_over_the_warm_up():
     objective = Objective(
         ObjectiveSettings(loss="cosface", margin=0.4, margin_warmup_epochs=2), 4, 8

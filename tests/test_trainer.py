@@ -105,11 +105,16 @@ def test_it_learns(loss):
 
 
 @pytest.mark.parametrize("stop_after", [2, 4, 6])
-@pytest.mark.parametrize("stage", ["first", "second"])
+@pytest.mark.parametrize("stage", ["first", "second", "resnet18", "vit"])
 def test_resume_ends_with_the_same_weights(tmp_path, stop_after, stage):
     """Stopped within an epoch and at its end: the same weights, averages and history, bit for bit."""
-    first, second = {"loss": "arcface", "miner": "none"}, {"miner": "hard", "confusable": True}
-    settings = small(**(first if stage == "first" else second))
+    stages = {
+        "first": {"loss": "arcface", "miner": "none"},
+        "second": {"miner": "hard", "confusable": True},
+        "resnet18": {"backbone": "resnet18"},
+        "vit": {"backbone": "vit", "d_model": 64},
+    }
+    settings = small(**stages[stage])
     whole = trainer(settings)
     expected = list(whole)
 

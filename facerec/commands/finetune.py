@@ -16,7 +16,7 @@ from facerec.commands.train import TrainSettings, run
 from facerec.data.align import AlignSettings
 from facerec.embedder import FaceEmbedder
 from facerec.model.network import NetworkSettings
-from facerec.resume import settings_of_checkpoint
+from facerec.resume import asked_to_resume, settings_of_checkpoint
 from facerec.settings import InputError, as_params, canonical, resolve
 
 __all__ = ["SETTINGS", "run", "settings_of"]
@@ -61,8 +61,8 @@ def settings_of(given: Mapping[str, Any], config: str | None) -> FinetuneSetting
     Raises:
         InputError: where they contradict the model; the setting is named.
     """
-    if given.get("resume", "none") != "none":
-        return settings_of_checkpoint(FinetuneSettings, given)
+    if resumed := asked_to_resume(given, config):
+        return settings_of_checkpoint(FinetuneSettings, {**given, "resume": resumed})
     asked = resolve(FinetuneSettings, given, config)
     config_of_model = FaceEmbedder.load(asked.model, "cpu").config
     known = {**as_params(config_of_model.network), **as_params(config_of_model)}
@@ -72,4 +72,7 @@ def settings_of(given: Mapping[str, Any], config: str | None) -> FinetuneSetting
             raise InputError(
                 f"{name}={canonical(getattr(asked, name))}, and the model {asked.model} has {known[name]}"
             )
+    if asked.init not in (None, asked.model):
+        raise InputError("init and model name two models: give model alone")
+    known = {name: value for name, value in known.items() if name not in asked.model_fields_set}
     return resolve(FinetuneSettings, {**known, **given, "init": asked.model}, config)

@@ -7,6 +7,7 @@ Pictures of people go in; a run with its parameters, metrics, pages and a model 
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from torch import nn
 from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.compute import resolve_device
 from facerec.data.align import AlignSettings
+from facerec.data.batches import check_batches
 from facerec.data.demo import color_histogram, raw_pixels
 from facerec.data.store import DataSettings, Store, open_store
 from facerec.embedder import FaceEmbedder
@@ -29,12 +31,10 @@ from facerec.model.scan import resolve_backend
 from facerec.objective import Objective, ObjectiveSettings, check_objective
 from facerec.registry import register
 from facerec.results import keep_results
-from facerec.resume import find, settings_of_checkpoint
+from facerec.resume import alone, asked_to_resume, find, settings_of_checkpoint
 from facerec.settings import InputError, as_params, one_line, resolve
 from facerec.tracking import Run, TrackingSettings, reach_tracking, say, track
-from facerec.trainer import Trainer, TrainingSettings
-
-MAP_FACES = 2000
+from facerec.trainer import Trainer, TrainingFailed, TrainingSettings
 
 
 class TrainSettings(
@@ -67,8 +67,8 @@ SETTINGS = TrainSettings
 
 def settings_of(given: Mapping[str, Any], config: str | None) -> TrainSettings:
     """Settings from recipe and command line; from the checkpoint where a run is resumed."""
-    if given.get("resume", "none") != "none":
-        return settings_of_checkpoint(TrainSettings, given)
+    if resumed := asked_to_resume(given, config):
+        return settings_of_checkpoint(TrainSettings, {**given, "resume": resumed})
     return resolve(TrainSettings, given, config)
 
 
@@ -89,6 +89,7 @@ def run(settings: TrainSettings, config: str | None = None) -> None:
         resumed.check_data(store)
         for sentence in resumed.damaged:
             say(f"{sentence}; going on from the one before")
+    check_batches(store.labels[store.indices("train")], settings)
     with track(settings, resumed.run_id if resumed else None) as mlflow_run:
         if not resumed:
             mlflow_run.log_settings(settings, config)
@@ -112,6 +113,19 @@ def train(
         on_epoch: called with the metrics of each epoch, 0 included, when they have been logged.
     """
     folder = Path(settings.output) / mlflow_run.id
+    with alone(folder):
+        return train_alone(settings, store, mlflow_run, folder, checkpoint, on_epoch)
+
+
+def train_alone(
+    settings: TrainSettings,
+    store: Store,
+    mlflow_run: Run,
+    folder: Path,
+    checkpoint: Checkpoint | None,
+    on_epoch: Callable[[dict[str, float]], None],
+) -> Trainer:
+    """`train` in a folder that no other process trains in."""
     trainer = make_trainer(settings, store, folder, checkpoint)
     describe(mlflow_run, trainer, store)
     references = reference_lines(store)
@@ -122,7 +136,7 @@ def train(
     with stop_softly(lambda stopped: setattr(trainer, "stop", stopped)):
         try:
             fit(trainer, mlflow_run, on_epoch)
-        except Stopped:
+        except (Stopped, TrainingFailed):
             keep_results(trainer, mlflow_run, settings, folder, references)
             raise
         keep_results(trainer, mlflow_run, settings, folder, references)
@@ -139,7 +153,7 @@ def make_trainer(
     """The trainer of a run, before its first step or at its saved one; checkpoints go into `folder`."""
     torch.manual_seed(settings.seed)
     network = build_network(settings)
-    if settings.init:
+    if settings.init and not checkpoint:
         start_from(network, settings.init)
     identities = len(np.unique(store.labels[store.indices("train")]))
     objective = Objective(settings, identities, settings.embedding_dim)
@@ -174,15 +188,18 @@ def keeper(folder: Path, settings: TrainSettings, store: Store) -> Callable[...,
 
 def check(settings: TrainSettings) -> None:
     """Whatever can be refused before any work is."""
-    resolve_device(settings.device)
+    device = resolve_device(settings.device)
+    try:
+        resolve_backend(settings.scan_backend, device)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"scan_backend={settings.scan_backend}: {one_line(error)}") from error
     check_objective(settings)
     check_sizes(settings, settings.image_size)
     output = Path(settings.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".facerec-can-write"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=output):
+            pass
     except OSError as error:
         raise InputError(
             f"output={settings.output}: {output.resolve()} cannot be written ({one_line(error)}); "

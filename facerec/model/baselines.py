@@ -30,7 +30,7 @@ class Baseline(nn.Module):
 
 
 def resnet(settings: NetworkSettings) -> nn.Module:
-    """ResNet-18 whose first stride and max-pooling are left out, as is usual for pictures under 112 pixels."""
+    """ResNet-18 without its max-pooling and with a 3x3 first convolution, as suits pictures under 112 pixels."""
     backbone = resnet18(weights=None, num_classes=settings.embedding_dim)
     backbone.conv1 = nn.Conv2d(3, 64, 3, 2, 1, bias=False)
     backbone.maxpool = nn.Identity()

@@ -50,7 +50,11 @@ class NetworkSettings(Settings):
         2, ge=0, le=8, description="Convolutional residual blocks before the tokens; 0 = none."
     )
     stem_width: int = Field(
-        32, ge=8, le=512, description="Channels of the first stem block; doubled at each stride."
+        32,
+        ge=8,
+        le=512,
+        multiple_of=8,
+        description="Channels of the first stem block; doubled at each stride.",
     )
     norm: Literal["batch", "group"] = Field(
         "batch",
@@ -117,7 +121,7 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.layer = nn.TransformerEncoderLayer(
             settings.d_model,
-            nhead=max(1, settings.d_model // 64),
+            nhead=attention_heads(settings.d_model),
             dim_feedforward=4 * settings.d_model,
             dropout=0.0,
             activation="gelu",
@@ -194,7 +198,9 @@ class MambaNetwork(nn.Module):
         features = settings.d_model * (length if settings.pooling == "flatten" else 1)
         self.head = nn.Linear(features, settings.embedding_dim)
         # Spreads the embeddings from the first step on: triplets start from points that are not one point.
-        self.head_norm = nn.BatchNorm1d(settings.embedding_dim) if settings.norm == "batch" else nn.Identity()
+        self.head_norm = (
+            nn.BatchNorm1d(settings.embedding_dim) if settings.norm == "batch" else nn.Identity()
+        )
 
     def forward(self, pictures: Tensor) -> Tensor:  # (B, 3, H, W) in [-1, 1] → (B, E)
         tokens = self.embed(pictures) + self.positions
@@ -210,8 +216,18 @@ def unit_length(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=-1)
 
 
+def attention_heads(d_model: int) -> int:
+    """Heads of about 64 channels."""
+    return max(1, d_model // 64)
+
+
 def check_sizes(settings: NetworkSettings, image_size: int) -> None:
     """Raises InputError where patch and picture do not fit."""
+    heads = attention_heads(settings.d_model)
+    if (settings.backbone == "vit" or settings.mixer == "attention") and settings.d_model % heads:
+        raise InputError(
+            f"d_model {settings.d_model} does not divide into {heads} heads: use a multiple of 64"
+        )
     if image_size % settings.patch_size:
         near = max(
             settings.patch_size, round(image_size / settings.patch_size) * settings.patch_size
