@@ -17,7 +17,7 @@ from facerec.data.align import face
 from facerec.data.pictures import PictureError, decode
 from facerec.data.store import Store
 from facerec.embedder import FaceEmbedder
-from facerec.leaks import Leak, leak
+from facerec.leaks import Leak, leak, split_leak
 from facerec.metrics import unit
 from facerec.pairs import all_pairs
 from facerec.protocols import Pictures
@@ -35,8 +35,9 @@ class Column:
         features: (N, E).
         usable: (N,) bool, where there are features.
         threshold: similarity that tells one person from two, learnt on validation people; None without.
-        leak: whom a model has met; None for a reference line.
+        leak: whom it has met of the probes; None where it has learnt nothing.
         failed: path → why it has no features.
+        is_model: or else a reference line.
     """
 
     features: np.ndarray
@@ -44,6 +45,7 @@ class Column:
     threshold: float | None
     leak: Leak | None = None
     failed: dict[str, str] = field(default_factory=dict)
+    is_model: bool = True
 
 
 def model_column(
@@ -89,11 +91,14 @@ def reference_columns(
         return {RAW: _raw_column(embedder, pictures)}
     train, val = (store.indices(part) for part in ("train", "val"))
     rows = store_rows(store, pictures)
+    met = split_leak(store, rows[pictures.probes])
     return {
         name: Column(
             reference.features(store.images[rows]),
             np.ones(len(rows), bool),
             _threshold(reference, store.images[val], store.labels[val]),
+            leak=None if name == RAW else met,
+            is_model=False,
         )
         for name, reference in fit_references(store.images[train], store.labels[train]).items()
     }
@@ -133,7 +138,7 @@ def _raw_column(embedder: FaceEmbedder, pictures: Pictures) -> Column:
             faces[i], usable[i] = face(decode(Path(path)), embedder.config), True
         except PictureError:
             continue
-    return Column(raw_reference()[RAW].features(faces), usable, None)
+    return Column(raw_reference()[RAW].features(faces), usable, None, is_model=False)
 
 
 def batches(count: int) -> Iterator[slice]:

@@ -1,4 +1,4 @@
-"""Whom of the probes a model has met: people by folded name, pictures by content."""
+"""Whom of the probes a model or a reference line has met: people by folded name, pictures by content."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from facerec.data.store import Store
 from facerec.protocols import Pictures
 from facerec.provenance import met
 from facerec.settings import InputError
@@ -64,3 +67,17 @@ def leak(provenance: Mapping[str, Any], pictures: Pictures, digest: str | None) 
     data = provenance.get("data")
     known = data.get("digest") if isinstance(data, Mapping) else None
     return Leak(counts, digest is not None and known == digest)
+
+
+def split_leak(store: Store, rows: np.ndarray) -> Leak:
+    """The same for what is learnt from the store's own training people.
+
+    Args:
+        rows: (K,) of the probes.
+    """
+    counts = {"people": len(np.unique(store.labels[rows])), "pictures": len(rows)}
+    for part in ("train", "val"):
+        inside = rows[store.split[rows] == part]
+        counts[f"{part}_people"] = len(np.unique(store.labels[inside]))
+        counts[f"{part}_pictures"] = len(inside)
+    return Leak(counts, same_data=True)

@@ -27,7 +27,7 @@ TITLES = {
     "eer": "EER",
     "pairs_auc": "ROC AUC, listed pairs",
     "pairs_eer": "EER, listed pairs",
-    "devtrain_threshold_accuracy": "Accuracy, threshold from DevTrain pairs",
+    "devtrain_threshold_accuracy": "Accuracy, threshold from DevTrain pairs (maybe known people)",
     "devtest_accuracy": "Accuracy, DevTest people only",
     "rate_at_rank_1": "Identified at rank 1",
     "rate_at_rank_5": "Identified at rank 5",

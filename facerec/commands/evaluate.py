@@ -137,6 +137,7 @@ def short_name(source: str) -> str:
     if source.startswith("models:/"):
         return source.removeprefix("models:/")
     parts = [part for part in re.split(r"[\\/]", source) if part not in ("", ".")]
+    parts = [part[:8] if re.fullmatch("[0-9a-f]{32}", part) else part for part in parts]
     return "/".join(parts[-2:]) if parts[-1:] == ["model"] else parts[-1] if parts else source
 
 
@@ -183,7 +184,7 @@ def compared(
     measured: Mapping[str, Measured], columns: Mapping[str, Column]
 ) -> dict[str, dict[str, Figure]]:
     """Paired differences: the first model against the others, and against the best reference line."""
-    models = [name for name, column in columns.items() if column.leak is not None]
+    models = [name for name, column in columns.items() if column.is_model]
     rest = [name for name in columns if name not in models]
     against = models[1:]
     if rest:
@@ -191,6 +192,15 @@ def compared(
         against.append(max(rest, key=lambda name: measured[name].figures[main].value))
     first = measured[models[0]]
     return {f"{models[0]} − {name}": differences(first, measured[name]) for name in against}
+
+
+def told(columns: Mapping[str, Column]) -> list[str]:
+    """What each model, and each reference line that has a leak, says of the probes."""
+    return [
+        f"{name}: {column.leak}"
+        for name, column in columns.items()
+        if column.leak is not None and (column.is_model or column.leak.found)
+    ]
 
 
 def marked(name: str, column: Column) -> str:
@@ -209,16 +219,16 @@ def report(
     """Console, metrics, tags, page and JSON."""
     table = {marked(name, columns[name]): found.figures for name, found in measured.items()}
     gains = compared(measured, columns)
-    leaks = {name: column.leak for name, column in columns.items() if column.leak is not None}
-    print(f"{protocol.title}; brackets hold 95 % intervals")
-    for name, met in leaks.items():
-        print(f"{name}: {met}")
+    leaks = {name: column.leak for name, column in columns.items() if column.is_model}
+    print(
+        "\n".join([protocol.title, *told(columns), protocol.note, "Brackets hold 95 % intervals."])
+    )
     print(in_words(table))
     for name, figures in gains.items():
         print(f"\n{in_words({f'{name}, paired': figures})}")
     log(settings, mlflow_run, measured, leaks)
     folder = Path(settings.output) / mlflow_run.id
-    page = draw(protocol, table, gains, measured, leaks, first)
+    page = draw(protocol, table, gains, measured, columns, first)
     mlflow_run.log_file(write_html(page, folder / "evaluation.html"))
     content = {
         "protocol": protocol.title,
@@ -253,23 +263,23 @@ def draw(
     table: Mapping[str, Figures],
     gains: Mapping[str, Figures],
     measured: Mapping[str, Measured],
-    leaks: Mapping[str, Leak],
+    columns: Mapping[str, Column],
     first: FaceEmbedder,
 ) -> str:
     """The page as HTML."""
-    told = [f"{name}: {value}." for name, value in leaks.items() if value.found]
-    columns = {
+    cells = {
         name: {title(row): metric(figure) for row, figure in figures.items()}
         for name, figures in {**table, **gains}.items()
     }
+    leaks = any(column.leak is not None and column.leak.found for column in columns.values())
     curves = {name: found.curve for name, found in measured.items() if found.curve is not None}
     return plots.evaluation_page(
-        columns,
+        cells,
         curves or None,
         title=f"Evaluation: {protocol.title}",
-        subtitle=", ".join(leaks),
-        notice=" ".join(told),
-        metrics_note="Brackets hold 95 % intervals; differences are paired.",
+        subtitle=", ".join(name for name, column in columns.items() if column.is_model),
+        notice=". ".join([*told(columns), ""]).strip() if leaks else "",
+        metrics_note=f"{protocol.note} Brackets hold 95 % intervals; differences are paired.",
         thresholds=thresholds(first.calibration),
     )
 
