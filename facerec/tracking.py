@@ -210,6 +210,8 @@ def nested(parent: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
         name: of the new run.
         tags: that it is born with.
     """
+    # MLflow would take the run that `mlflow run` has made for the new one.
+    os.environ.pop("MLFLOW_RUN_ID", None)
     above = patiently(lambda: MlflowClient().get_run(parent))
     active = patiently(
         lambda: mlflow.start_run(
