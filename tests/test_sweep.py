@@ -43,6 +43,7 @@ from tests.sweeping import (
     sweep_here,
     write_space,
 )
+from tests.test_train_command import mlflow_run
 
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 
@@ -336,6 +337,32 @@ def test_ctrl_c_saves_the_trial_which_goes_on_to_the_same_weights(options, tmp_p
     }
 
 
+def test_ctrl_c_ends_all_workers_cleanly(options, tmp_path):
+    options = {**options, "trials": "9", "epochs": "200", "workers": "2"}
+    process = start_sweep(options, tmp_path / "log")
+    eventually(lambda: len(at_work(options)) == 2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, (tmp_path / "log").read_text()
+    eventually(lambda: not any(c.is_running() and c.status() != "zombie" for c in children), 10)
+    assert states(options).count(FAIL) == 2 and states(options).count(TrialState.WAITING) == 2
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    runs = runs_of(study_of(options).user_attrs["mlflow_run"]).values()
+    assert {run.info.status for run in runs} == {"KILLED"}
+
+
+def test_mlflow_run_keeps_the_study_in_its_own_run(options):
+    pairs = [f"-P{key}={value}" for key, value in {**options, "trials": "2", "epochs": "1"}.items()]
+    done = mlflow_run("-e", "sweep", "--experiment-name", "sweeps", *pairs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    client = MlflowClient()
+    runs = client.search_runs([client.get_experiment_by_name("sweeps").experiment_id])
+    parent = study_of(options).user_attrs["mlflow_run"]
+    assert sorted(runs_of(parent)) == [0, 1] and len(runs) == 3
+    assert client.get_run(parent).data.params["trials"] == "2"
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
 def test_a_killed_worker_is_replaced_and_its_trial_tried_again(options, tmp_path):
     options = {**options, "trials": "4", "epochs": "20", "workers": "2"}
     process = start_sweep(options, tmp_path / "log")
@@ -351,8 +378,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_again(options, tmp_path
     assert run.info.status == "KILLED" and run.data.tags["trial.reason"] == "its worker died"
     again = [t for t in study.trials if retry_history(t)[0] == victim.number][-1]
     assert again.state in (COMPLETE, PRUNED) and again.params == study.trials[victim.number].params
-    pids = {t.user_attrs["worker"]["pid"] for t in study.trials}
-    assert len(pids) == 3 and not any(psutil.pid_exists(pid) for pid in pids)
+    assert not any(psutil.pid_exists(t.user_attrs["worker"]["pid"]) for t in study.trials)
 
 
 def test_everything_killed_at_once_goes_on_at_the_next_start(options, tmp_path):
