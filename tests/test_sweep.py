@@ -204,7 +204,7 @@ def test_a_hopeless_and_a_diverging_trial_are_pruned_and_counted(options, tmp_pa
     def diverging(settings, *rest, **more):
         trainer = make(settings, *rest, **more)
         if len(list(Path(options["output"]).glob("seen*"))) in failing:
-            trainer.check_loss = lambda loss: (_ for _ in ()).throw(
+            trainer.check_loss = lambda *_, **__: (_ for _ in ()).throw(
                 InputError("the loss became nan")
             )
         (Path(options["output"]) / f"seen{time.time_ns()}").touch()
