@@ -77,16 +77,22 @@ def absolute_tracking_uri() -> None:
         mlflow.set_tracking_uri(absolute)
 
 
-def launch_folder() -> Path:
-    """The folder in which the user typed the command, also under `mlflow run`."""
+def launcher() -> psutil.Process | None:
+    """The `mlflow run` process that started this one, if one did."""
     if os.environ.get("MLFLOW_RUN_ID"):
         for parent in psutil.Process().parents():
             try:
                 if any("mlflow" in Path(word).name for word in parent.cmdline()[:3]):
-                    return Path(parent.cwd())
+                    return parent
             except psutil.Error:
                 continue
-    return Path.cwd()
+    return None
+
+
+def launch_folder() -> Path:
+    """The folder in which the user typed the command, also under `mlflow run`."""
+    parent = launcher()
+    return Path(parent.cwd()) if parent else Path.cwd()
 
 
 def patiently(call: Callable[[], Any]) -> Any:
@@ -279,14 +285,42 @@ def check_known(run_id: str) -> None:
         raise InputError(f"resume={run_id}: {reason} in {mlflow.get_tracking_uri()}") from error
 
 
+DELETE_WHEN_GONE = """
+import sys, psutil
+try:
+    psutil.Process(int(sys.argv[1])).wait()
+except psutil.NoSuchProcess:
+    pass
+from mlflow.tracking import MlflowClient
+MlflowClient(sys.argv[2]).delete_run(sys.argv[3])
+"""
+
+
 def give_up(run_id: str, continues: str) -> None:
-    """Deletes (restorably) the run that `mlflow run` made in vain, since another one is gone on with."""
-    client = MlflowClient()
-    client.set_tag(run_id, "facerec.continues", continues)
-    client.set_terminated(
-        run_id
-    )  # a deleted run cannot be terminated, which `mlflow run` would try at its end
-    client.delete_run(run_id)
+    """Deletes (restorably) the run that `mlflow run` made in vain, since another one is gone on with.
+
+    `mlflow run` sets its run's status once more when its command has ended, and fails where the run is deleted by
+    then: a small process deletes the run when `mlflow run` has gone.
+    """
+    client, parent = MlflowClient(), launcher()
+    patiently(lambda: client.set_tag(run_id, "facerec.continues", continues))
+    if parent is None:
+        patiently(lambda: client.delete_run(run_id))
+    else:
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                DELETE_WHEN_GONE,
+                str(parent.pid),
+                mlflow.get_tracking_uri(),
+                run_id,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     os.environ.pop("MLFLOW_RUN_ID")
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from mlflow.entities import ViewType
@@ -83,7 +84,11 @@ def test_a_killed_run_ends_where_it_would_have(tmp_path, own_tracking):
     assert {k: v for k, v in run.data.params.items() if k != "output"} == {
         k: v for k, v in left_alone.data.params.items() if k != "output"
     }
-    deleted = client.search_runs([experiment], run_view_type=ViewType.DELETED_ONLY)
+    for _ in range(100):  # it is deleted when `mlflow run` has gone
+        deleted = client.search_runs([experiment], run_view_type=ViewType.DELETED_ONLY)
+        if deleted:
+            break
+        time.sleep(0.2)
     assert [run.data.tags["facerec.continues"] for run in deleted] == [run_id]
 
 

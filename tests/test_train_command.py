@@ -36,16 +36,8 @@ def environment(**more: str) -> dict[str, str]:
 
 def mlflow_run(*options: str, **more: str) -> subprocess.CompletedProcess[str]:
     """`mlflow run PROJECT --env-manager local ...`."""
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "run",
-        str(PROJECT),
-        "--env-manager",
-        "local",
-        *options,
-    ]
+    command = [sys.executable, "-m", "mlflow", "run", str(PROJECT), "--env-manager", "local"]
+    command += ["--experiment-name", "facerec", *options]
     return subprocess.run(
         command, env=environment(**more), capture_output=True, text=True, timeout=240
     )
