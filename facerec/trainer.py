@@ -33,7 +33,7 @@ from facerec.data.batches import (
     to_input,
 )
 from facerec.data.store import Store
-from facerec.metrics import retrieval, validation_figures
+from facerec.metrics import validation_figures
 from facerec.objective import COLLAPSED_SPREAD, Objective, spread
 from facerec.optimization import Average, clone_state, learning_rate, parameter_groups
 from facerec.settings import InputError, Settings
@@ -298,10 +298,7 @@ class Trainer:
         )
         self.check_spread(embeddings)
         labels = self.store.labels[self.val_indices]
-        figures = {
-            **retrieval(embeddings, labels).figures(),
-            **validation_figures(embeddings, labels),
-        }
+        figures = validation_figures(embeddings, labels)
         return {f"val/{name}": float(value) for name, value in figures.items() if value is not None}
 
     def check_spread(self, embeddings: Tensor) -> None:
