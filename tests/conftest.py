@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
+from mlflow.tracking import MlflowClient, fluent
 
 PROJECT = Path(__file__).parent.parent
 
@@ -21,6 +21,7 @@ def tracking_folder(
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(fluent, "_active_experiment_id", None)  # of another test's store
     return folder
 
 
