@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ PROJECT = Path(__file__).parent.parent
 @pytest.fixture(autouse=True)
 def tracking_folder(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+) -> Iterator[Path]:
     """A folder of the test's own that MLFLOW_TRACKING_URI names; nothing is written until a test does."""
     folder = tmp_path_factory.mktemp("tracking")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
@@ -22,7 +23,9 @@ def tracking_folder(
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(fluent, "_active_experiment_id", None)  # of another test's store
-    return folder
+    yield folder
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):  # MLflow sets them too
+        os.environ.pop(name, None)
 
 
 @pytest.fixture
