@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow.tracking import MlflowClient, fluent
 
@@ -18,6 +19,7 @@ def tracking_folder(
 ) -> Iterator[Path]:
     """A folder of the test's own that MLFLOW_TRACKING_URI names; nothing is written until a test does."""
     folder = tmp_path_factory.mktemp("tracking")
+    mlflow.set_tracking_uri(None)  # of another test
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
