@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from facerec.data.files import DRAFT, write_file
 from facerec.settings import InputError, one_line
 
 NAME = "checkpoint-{:010d}.safetensors"
@@ -34,26 +33,14 @@ class Checkpoint(NamedTuple):
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file so that it is either whole or absent: temporary file, fsync, rename.
+    """`write_file`, with a refusal of the disk told in a sentence.
 
     Raises:
         InputError: if the disk is full or the folder cannot be written; what stood at `path` is still there.
     """
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tmp-", delete=False) as file:
-            temporary = file.name
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(
-            temporary, 0o644
-        )  # temporary files are for their owner alone; artifacts are to be shared
-        os.replace(temporary, path)
+        write_file(path, content)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise InputError(
             f"{path} cannot be written: {one_line(error)}; free space or choose another folder"
         ) from error
@@ -70,7 +57,7 @@ class Checkpoints:
         flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         content = save(flat, metadata={"state": json.dumps(state)})
         path = self.folder / NAME.format(step)
-        for left in self.folder.glob(".tmp-*"):  # of a process that was killed while writing
+        for left in self.folder.glob(DRAFT + "*"):  # of a process that was killed while writing
             left.unlink(missing_ok=True)
         write_bytes(path, content)
         write_bytes(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest().encode())

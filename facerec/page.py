@@ -12,9 +12,7 @@ import base64
 import io
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape
@@ -26,6 +24,8 @@ import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 from plotly.offline import get_plotlyjs
+
+from facerec.data.files import write_file
 
 # Colours told apart with the common colour-vision deficiencies (after Okabe and Ito), darkened for
 # a light ground and lightened for a dark one so that text in them stays readable.
@@ -219,17 +219,7 @@ def write_html(
     """
     page = content if isinstance(content, str) else _figure_page(content, title)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-        # mkstemp makes files that only their owner may read; a page is to be shared.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_file(path, page.encode())
     return path
 
 

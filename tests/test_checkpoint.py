@@ -59,7 +59,7 @@ def test_a_refused_write_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_bytes(path, b"old")
     monkeypatch.setattr(
-        "facerec.checkpoint.os.fsync",
+        "facerec.data.files.os.fsync",
         lambda handle: os.write(os.open("/dev/full", os.O_WRONLY), b"x"),
     )
     with pytest.raises(InputError, match="No space left"):

@@ -384,7 +384,7 @@ def test_write_html_keeps_the_old_page_when_writing_fails(tmp_path, monkeypatch)
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(page.os, "replace", fail)
+    monkeypatch.setattr("facerec.data.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         plots.write_html("new", path)
     assert path.read_text() == "old"

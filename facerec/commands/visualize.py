@@ -6,7 +6,6 @@ occlusion maps: one HTML file that opens without a network.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,7 +23,7 @@ from facerec.metrics import all_pairs, retrieval
 from facerec.page import write_html
 from facerec.provenance import met
 from facerec.settings import InputError, Settings, validate
-from facerec.tracking import TrackingSettings, reach_tracking, track
+from facerec.tracking import TrackingSettings, reach_tracking, say, track
 from facerec.verification import FARS, Verification
 
 BATCH = 256
@@ -102,11 +101,6 @@ def run(settings: VisualizeSettings, config: str | None = None) -> None:
         say(f"page: {path.resolve()}, and in MLflow run {mlflow_run.id} as embeddings.html")
 
 
-def say(text: str) -> None:
-    """A line on the console, in step with the progress bar."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def model_store(settings: PageSettings, embedder: FaceEmbedder) -> Store:
     """The data set, cut out as the model was trained."""
     config = embedder.config
@@ -131,6 +125,7 @@ def leak(embedder: FaceEmbedder, store: Store, rows: np.ndarray) -> dict[str, in
 
 
 def is_same_data(embedder: FaceEmbedder, store: Store) -> bool:
+    """Whether the model was made from this very data set, so that equal names are one person."""
     return embedder.provenance.get("data", {}).get("digest") == store.digest
 
 

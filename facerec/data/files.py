@@ -14,6 +14,8 @@ from typing import Any
 
 from facerec.settings import InputError
 
+DRAFT = ".tmp-"  # what the names of files begin with that are being written
+
 
 @contextmanager
 def cache_errors(cache: Path) -> Iterator[None]:
@@ -65,19 +67,29 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(trash, ignore_errors=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON to a temporary file, sync, rename."""
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file so that it is whole or absent: temporary file, sync, rename. What stood there stays on failure.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    handle, draft = tempfile.mkstemp(prefix=DRAFT, dir=path.parent)
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, separators=(",", ":"))
+        with open(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(draft, 0o644)  # mkstemp's files are for their owner alone
         os.replace(draft, path)
     except BaseException:
         Path(draft).unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as `write_file` does."""
+    write_file(path, json.dumps(value, separators=(",", ":")).encode())
 
 
 def read_json(path: Path) -> Any | None:
