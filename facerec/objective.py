@@ -14,12 +14,16 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from pydantic import Field
 from pytorch_metric_learning import losses, miners
+from pytorch_metric_learning.utils.common_functions import TorchInitWrapper
 from torch import Tensor, nn
 
 from facerec.settings import InputError, Settings
 
 DEFAULT_MARGIN = {"triplet": 0.2, "arcface": 0.5, "cosface": 0.35, "subcenter_arcface": 0.5}
 CLASSIFYING = ("arcface", "cosface", "subcenter_arcface")
+# Only the direction of a class weight counts, and AdamW moves each element by about lr a step: from the usual standard
+# deviation of 1 the directions would hardly turn within a short training.
+CLASS_WEIGHT_STD = 0.05
 COLLAPSED_SPREAD = 1e-3  # root mean square distance of unit embeddings from their mean
 
 
@@ -96,7 +100,12 @@ def make_loss(
     settings: ObjectiveSettings, margin: float | None, identities: int, embedding_dim: int
 ) -> nn.Module:
     """The loss that the settings name."""
-    classes = {"num_classes": identities, "embedding_size": embedding_dim, "scale": settings.scale}
+    classes = {
+        "num_classes": identities,
+        "embedding_size": embedding_dim,
+        "scale": settings.scale,
+        "weight_init_func": TorchInitWrapper(nn.init.normal_, std=CLASS_WEIGHT_STD),
+    }
     match settings.loss:
         case "triplet":
             return losses.TripletMarginLoss(margin=margin)
