@@ -22,7 +22,7 @@ from facerec.model.simd_cpu import LANES
 _LOG2_E = 1.4426950408889634
 _MOST_PARTS = 64  # of a batch; bounds the memory that gradients of weights are summed from
 _LEAST_TASKS = 12  # of the backward scan: a small batch cuts its channels into as many
-_CHUNK_ROWS = 1024  # tokens that `inner` takes at a time
+_CHUNK_ROWS = 2048  # tokens that `inner` takes at a time
 
 
 def scan(
@@ -501,6 +501,7 @@ def _chunks(xz: Tensor, channels: int) -> Iterator[tuple[slice, Tensor, Tensor]]
     """
     batch, length, _ = xz.shape
     pictures = min(batch, max(1, _CHUNK_ROWS // max(1, length)))
+    pictures = -(-batch // max(1, -(-batch // max(1, pictures))))  # chunks of equal size
     u, delta = (xz.new_empty((pictures, length, channels), dtype=torch.float32) for _ in range(2))
     for first in range(0, batch, max(1, pictures)):
         count = min(pictures, batch - first)
