@@ -34,6 +34,14 @@ from torch import Tensor
 
 from facerec.model.simd_cpu import fetch_add, load_int
 
+_SOURCES = (
+    "jobs_cpu.py",
+    "simd_cpu.py",
+    "tiles_cpu.py",
+    "scan_cpu.py",
+    "scan_grad_cpu.py",
+    "conv_cpu.py",
+)
 _HEADER, _SIZES, _VIEW = 5, 11, 5  # int64 of a job: counters and scratch, sizes, one view
 
 
@@ -138,8 +146,8 @@ def kernel_folder() -> Path | None:
         A folder for this very source and Numba, that nobody else can write; None where there is none.
     """
     here = Path(__file__).parent
-    source = b"".join((here / name).read_bytes() for name in ("simd_cpu.py", "scan_cpu.py"))
-    source += Path(__file__).read_bytes() + numba.__version__.encode()
+    source = b"".join((here / name).read_bytes() for name in _SOURCES)
+    source += numba.__version__.encode()
     name = f"kernels-{hashlib.sha256(source).hexdigest()[:16]}"
     if numba.config.CACHE_DIR:
         candidates = [Path(numba.config.CACHE_DIR)]
