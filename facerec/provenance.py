@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 PARTS = ("train", "val")
 PATHS = ("data", "cache", "output")  # settings whose folders are nobody's business
+LFW_TERMS = """
+**For research only**: Labeled Faces in the Wild is offered for research, and its authors ask that it is not taken for
+evidence that an algorithm suits a commercial purpose. Its pictures are of public figures in the news, found without
+asking them; women, children, people above 80 and many ethnic groups are few in it, and extreme light and pose are rare.
+"""
 
 
 def provenance(
@@ -138,7 +143,7 @@ Data set `{data["name"]}`, content digest `{data["digest"][:16]}`.
 People of the data set's test part were not seen. `provenance.json` lists salted hashes of the names and pictures,
 so that an evaluation can tell whether its people were met in training. **A salted hash of a name can still be
 guessed**: who tries a list of names learns which of them are in it. It holds no names, pictures or paths of pictures.
-{teacher_words(provenance.get("teacher"))}
+{teacher_words(provenance.get("teacher"))}{LFW_TERMS if data["name"] == "lfw" else ""}
 ## Figures
 
 On the validation people, whom stopping and thresholds were chosen on; for a figure to quote, run `evaluate` on others.

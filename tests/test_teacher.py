@@ -14,6 +14,8 @@ from facerec import teacher
 from facerec.checkpoint import Checkpoints
 from facerec.commands.train import TrainSettings, make_trainer
 from facerec.data.store import DataSettings, Store, open_store
+from facerec.leaks import leak
+from facerec.protocols import Pictures
 from facerec.provenance import model_card, provenance
 from facerec.settings import InputError
 from facerec.teacher import TEACHERS, check_teacher, dlib_answer, teacher_answers, teacher_rows
@@ -157,6 +159,8 @@ def test_model_and_its_descendants_name_the_teacher(store, tmp_path):
     later = provenance(store, recipe, made_from)
     for each in (made_from, later):
         card = model_card(recipe, {}, each)
+        met = leak(each, Pictures(["a.png"], ["Stranger"], ["0" * 64], np.array([0])), None)
+        assert str(met).endswith("whether its teacher dlib has cannot be checked")
         assert "CC0" in card and "nobody can check" in card and "without outside" in card
     assert "teacher**" not in model_card(recipe, {}, provenance(store, recipe))
 
