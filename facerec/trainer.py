@@ -107,6 +107,10 @@ class Trainer:
         self.settings, self.store, self.save, self.progress = settings, store, save, progress
         self.train_indices, self.val_indices = store.indices("train"), store.indices("val")
         self.train_labels = np.unique(store.labels[self.train_indices], return_inverse=True)[1]
+        # What the objective is told of each picture; batches are drawn by identity either way.
+        self.targets = (
+            np.arange(len(self.train_labels)) if objective.by_picture else self.train_labels
+        )
         check_batches(self.train_labels, settings)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
@@ -236,8 +240,8 @@ class Trainer:
         return torch.from_numpy(self.store.images[self.train_indices]).to(self.device)
 
     def load(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Training pictures (B, H, W, 3) uint8 and labels (B,), on the device."""
-        labels = to_device(self.train_labels[positions], self.device)
+        """Training pictures (B, H, W, 3) uint8 and the objective's labels (B,), on the device."""
+        labels = to_device(self.targets[positions], self.device)
         if self.resident is not None:
             return self.resident[to_device(positions, self.device)], labels
         return to_device(self.store.images[self.train_indices[positions]], self.device), labels

@@ -6,6 +6,7 @@ Pictures of people go in; a run with its parameters, metrics, pages and a model 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import tempfile
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ from facerec.registry import register
 from facerec.results import keep_results
 from facerec.resume import alone, asked_to_resume, find, settings_of_checkpoint
 from facerec.settings import InputError, as_params, one_line, resolve
+from facerec.teacher import check_teacher, teacher_rows
 from facerec.tracking import Run, TrackingSettings, reach_tracking, say, track
 from facerec.trainer import Trainer, TrainingFailed, TrainingSettings
 
@@ -90,6 +92,8 @@ def run(settings: TrainSettings, config: str | None = None) -> None:
         for sentence in resumed.damaged:
             say(f"{sentence}; going on from the one before")
     check_batches(store.labels[store.indices("train")], settings)
+    if settings.teacher:
+        teacher_rows(settings, store, "train")  # its answers, before the run starts
     with track(settings, resumed.run_id if resumed else None) as mlflow_run:
         if not resumed:
             mlflow_run.log_settings(settings, config)
@@ -128,7 +132,7 @@ def train_alone(
     """`train` in a folder that no other process trains in."""
     trainer = make_trainer(settings, store, folder, checkpoint)
     describe(mlflow_run, trainer, store)
-    references = reference_lines(store)
+    references = reference_lines(settings, store)
     if not checkpoint:
         mlflow_run.log_metrics(
             {f"val/{name}_recall_at_1": value for name, value in references.items()}, step=0
@@ -156,10 +160,19 @@ def make_trainer(
     if settings.init and not checkpoint:
         start_from(network, settings.init)
     identities = len(np.unique(store.labels[store.indices("train")]))
-    objective = Objective(settings, identities, settings.embedding_dim)
-    save = keeper(folder, settings, store)
+    targets, facts = None, {}
+    if settings.teacher:
+        targets = torch.from_numpy(teacher_rows(settings, store, "train", progress))
+        facts["teacher_digest"] = hashlib.sha256(targets.numpy().tobytes()).hexdigest()
+    objective = Objective(settings, identities, settings.embedding_dim, targets)
+    save = keeper(folder, settings, store, facts)
     trainer = Trainer(network, objective, store, settings, save, progress)
     if checkpoint:
+        if checkpoint.state.get("teacher_digest") != facts.get("teacher_digest"):
+            raise InputError(
+                f"the answers of the teacher {settings.teacher} are not those that the run was trained on: bring back "
+                "the cache folder that it had, or start a new run"
+            )
         trainer.restore(checkpoint)
     return trainer
 
@@ -179,10 +192,12 @@ def start_from(network: nn.Module, source: str) -> None:
         ) from None
 
 
-def keeper(folder: Path, settings: TrainSettings, store: Store) -> Callable[..., Path]:
-    """Saves checkpoints that know their settings and data."""
+def keeper(
+    folder: Path, settings: TrainSettings, store: Store, more: Mapping[str, str]
+) -> Callable[..., Path]:
+    """Saves checkpoints that know their settings, data, and what `more` says."""
     checkpoints = Checkpoints(folder / "checkpoints")
-    facts = {"settings": as_params(settings), "data_digest": store.digest}
+    facts = {"settings": as_params(settings), "data_digest": store.digest, **more}
     return lambda step, tensors, state: checkpoints.save(step, tensors, {**state, **facts})
 
 
@@ -194,6 +209,7 @@ def check(settings: TrainSettings) -> None:
     except (ValueError, ImportError) as error:
         raise InputError(f"scan_backend={settings.scan_backend}: {one_line(error)}") from error
     check_objective(settings)
+    check_teacher(settings)
     check_sizes(settings, settings.image_size)
     output = Path(settings.output)
     try:
@@ -224,18 +240,19 @@ def describe(mlflow_run: Run, trainer: Trainer, store: Store) -> None:
     )
 
 
-def reference_lines(store: Store) -> dict[str, float]:
-    """Validation Recall@1 of the nearest neighbour on features that know nothing of faces."""
+def reference_lines(settings: TrainSettings, store: Store) -> dict[str, float]:
+    """Validation Recall@1 of the nearest neighbour on features that know nothing of faces, and on the teacher's."""
     indices = store.indices("val")
     if not len(indices):
         say("too few people to validate with: the weights of the last epoch are kept")
         return {}
-    features = {"raw_pixels": raw_pixels, "color_histogram": color_histogram}
+    pictures = store.images[indices]
+    features = {"raw_pixels": raw_pixels(pictures), "color_histogram": color_histogram(pictures)}
+    if settings.teacher:
+        features["teacher"] = teacher_rows(settings, store, "val")
     lines = {
-        name: retrieval(compute(store.images[indices]), store.labels[indices]).figures()[
-            "recall_at_1"
-        ]
-        for name, compute in features.items()
+        name: retrieval(values, store.labels[indices]).figures()["recall_at_1"]
+        for name, values in features.items()
     }
     say(
         "reference: validation Recall@1 "
