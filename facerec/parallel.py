@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import signal
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
@@ -114,7 +113,7 @@ def lost_ranks_told() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise RankLost(
             "another rank of this training has ended, and the others end with it: go on from the last checkpoint "
-            f"with resume=last and {world().size} ranks"
+            f"with resume=last and {world().size} ranks, as now"
         ) from error
 
 
@@ -143,17 +142,22 @@ def share(positions: np.ndarray) -> np.ndarray:
     return positions.reshape(_world.size, -1)[_world.rank]
 
 
-def replicate(network: nn.Module) -> nn.Module:
+def replicate(network: nn.Module, pictures: Tensor) -> nn.Module:
     """The network as it is called in a training step: its gradients become the mean over ranks.
 
     Buffers are the first rank's at every step. Where a batch norm keeps statistics, they are of its share alone.
+
+    Args:
+        pictures: what the network can embed.
     """
     if _world.size == 1:
         return network
-    # Otherwise gradients are laid out anew after the first step, and three ranks' sums depend on the layout: a
-    # resumed training would not end with the same bits.
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-    return nn.parallel.DistributedDataParallel(network, find_unused_parameters=True)
+    replica = nn.parallel.DistributedDataParallel(network.eval())
+    # It lays gradients out anew after its first backward pass, and the sum over three ranks depends on the layout:
+    # that pass is made here, or else a resumed training would not end with the same bits.
+    replica(pictures).sum().backward()
+    network.zero_grad(set_to_none=True)
+    return replica
 
 
 def gather(embeddings: Tensor) -> Tensor:  # (B, E) → (W * B, E)
@@ -198,6 +202,11 @@ def from_first(work: Callable[[], T]) -> T:
     if answer[1] is not None:
         raise answer[1]
     return answer[0]
+
+
+def wait_for_first() -> None:
+    """The others go on when the first has come here too."""
+    from_first(lambda: None)
 
 
 def first_before_others(work: Callable[[], T]) -> T:

@@ -121,7 +121,7 @@ class Trainer:
         self.network = network.to(self.device)
         self.objective = objective.to(self.device)
         self.average = Average(self.network, settings.ema)
-        self.replica = parallel.replicate(self.network)
+        self.replica = parallel.replicate(self.network, to_input(self.load(np.arange(2))))
         self.optimizer = torch.optim.AdamW(
             parameter_groups([self.network, self.objective], settings.weight_decay),
             lr=settings.lr,

@@ -72,7 +72,7 @@ def test_three_ranks_resume_bit_for_bit(tmp_path):
 
 
 def train(output, *more: str) -> subprocess.Popen[str]:
-    settings = {**TINY, "batch_size": "32", "epochs": "3", "checkpoint_minutes": "0.005"}
+    settings = {**TINY, "batch_size": "32", "epochs": "2", "checkpoint_minutes": "0.005"}
     return torchrun(2, "-m", "facerec", "train", *flags({**settings, "output": str(output)}), *more)
 
 
@@ -89,7 +89,7 @@ def test_a_lost_rank_ends_the_others_and_the_run_goes_on(tmp_path, own_tracking)
 
     killed = train(tmp_path / "killed")
     for line in killed.stderr:
-        if line.startswith("epoch 2/"):
+        if line.startswith("epoch 1/"):
             kill_rank(killed, 1)
             break
     code, said = finished(killed)
@@ -109,7 +109,7 @@ def test_a_lost_rank_ends_the_others_and_the_run_goes_on(tmp_path, own_tracking)
     )
     assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
     assert histories(run_id) == histories(whole.info.run_id)
-    assert [m.step for m in MlflowClient().get_metric_history(run_id, "train/loss")] == [1, 2, 3]
+    assert [m.step for m in MlflowClient().get_metric_history(run_id, "train/loss")] == [1, 2]
 
 
 def test_bad_input_is_told_once(tmp_path, own_tracking):

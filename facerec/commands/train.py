@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -96,10 +97,14 @@ def run(settings: TrainSettings, config: str | None = None) -> None:
             for sentence in resumed.damaged:
                 say(f"{sentence}; going on from the one before")
         check_whole_batch(store.labels[store.indices("train")], settings)
-        if parallel.is_first():
-            lead(settings, config, store, resumed)
-        else:
-            follow(settings, store, resumed)
+        try:
+            if parallel.is_first():
+                lead(settings, config, store, resumed)
+            else:
+                follow(settings, store, resumed)
+        except (Stopped, TrainingFailed):  # on all ranks: torchrun ends them when one has ended
+            parallel.wait_for_first()
+            raise
 
 
 def open_data(settings: TrainSettings) -> Store:
@@ -114,7 +119,8 @@ def follow(settings: TrainSettings, store: Store, resumed: Resumed | None) -> No
     trainer = make_trainer(
         settings, store, Path(settings.output), resumed.checkpoint if resumed else None
     )
-    finish(trainer, lambda: deque(trainer, maxlen=0), lambda: None)
+    with stopping_softly(trainer):
+        deque(trainer, maxlen=0)
 
 
 def lead(
@@ -164,24 +170,22 @@ def train_alone(
         mlflow_run.log_metrics(
             {f"val/{name}_recall_at_1": value for name, value in references.items()}, step=0
         )
-    finish(
-        trainer,
-        lambda: fit(trainer, mlflow_run, on_epoch),
-        lambda: keep_results(trainer, mlflow_run, settings, folder, references),
-    )
+    with stopping_softly(trainer):
+        try:
+            fit(trainer, mlflow_run, on_epoch)
+        except (Stopped, TrainingFailed):
+            keep_results(trainer, mlflow_run, settings, folder, references)
+            raise
+        keep_results(trainer, mlflow_run, settings, folder, references)
     return trainer
 
 
-def finish(trainer: Trainer, steps: Callable[[], Any], keep: Callable[[], Any]) -> None:
-    """All steps, then what the first rank keeps of them; so too where they were stopped or have failed."""
+@contextmanager
+def stopping_softly(trainer: Trainer) -> Iterator[None]:
+    """Signals stop the trainer after the step at hand, on all ranks; so does the end of a rank, at once."""
     soft = stop_softly(lambda stopped: setattr(trainer, "stop", stopped), parallel.is_first())
     with soft, parallel.lost_ranks_told():
-        try:
-            steps()
-        except (Stopped, TrainingFailed):
-            parallel.from_first(keep)
-            raise
-        parallel.from_first(keep)
+        yield
 
 
 def make_trainer(
