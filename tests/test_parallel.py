@@ -23,6 +23,8 @@ from tests.ranks import LOSSES, one_step
 from tests.test_resume_command import histories, weights
 from tests.test_train_command import TINY, environment, flags
 
+pytestmark = pytest.mark.timeout(900)  # six seconds a process to import, where the machine is busy
+
 
 def torchrun(ranks: int, *what: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -33,7 +35,7 @@ def torchrun(ranks: int, *what: str) -> subprocess.Popen[str]:
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     """Exit code, and the sentences of facerec on stderr."""
-    _, said = process.communicate(timeout=240)
+    _, said = process.communicate(timeout=800)
     print(said)
     return process.returncode, [line for line in said.splitlines() if line.startswith("facerec: ")]
 
