@@ -65,6 +65,10 @@ class TrainerSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to compute; auto = CUDA if there is one."
     )
+    compile: bool = Field(
+        False,
+        description="torch.compile the network: minutes at the start, for shorter steps on CUDA.",
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of weights, batches and augmentation.")
     checkpoint_minutes: float = Field(
         5.0,
@@ -119,6 +123,8 @@ class Trainer:
         self.network = network.to(self.device)
         self.objective = objective.to(self.device)
         self.average = Average(self.network, settings.ema)
+        if settings.compile:
+            self.network.compile()
         self.optimizer = torch.optim.AdamW(
             parameter_groups([self.network, self.objective], settings.weight_decay),
             lr=settings.lr,
@@ -211,12 +217,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.objective.at_epoch(self.step / self.steps_per_epoch)
-        pictures, labels = self.load(positions)
+        pictures, labels, pairs = self.load(positions)
         self.network.train()
         pictures = augment(to_input(pictures), self.settings, self.generator)
         with autocast(self.settings.precision, self.device):
             embeddings = self.network(pictures)
-        loss, mined = self.objective(embeddings, labels)
+        loss, mined = self.objective(embeddings, labels, pairs)
         self.last_loss = loss.detach()
         if self.device.type == "cpu" or self.step % READ_EVERY == 0:
             self.check_loss()
@@ -239,12 +245,18 @@ class Trainer:
             return None
         return torch.from_numpy(self.store.images[self.train_indices]).to(self.device)
 
-    def load(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Training pictures (B, H, W, 3) uint8 and the objective's labels (B,), on the device."""
-        labels = to_device(self.targets[positions], self.device)
+    def load(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Training pictures (B, H, W, 3) uint8, the objective's labels (B,) and its pairs, on the device."""
+        pairs = self.objective.pairs(self.targets[positions])
+        labels, pairs = (
+            None if array is None else to_device(array, self.device)
+            for array in (self.targets[positions], pairs)
+        )
         if self.resident is not None:
-            return self.resident[to_device(positions, self.device)], labels
-        return to_device(self.store.images[self.train_indices[positions]], self.device), labels
+            pictures = self.resident[to_device(positions, self.device)]
+        else:
+            pictures = to_device(self.store.images[self.train_indices[positions]], self.device)
+        return pictures, labels, pairs
 
     def read_sums(self) -> None:
         """Sums of the epoch as numbers; waits for the device."""
