@@ -3,9 +3,9 @@
     python benchmarks/gpu.py --json gpu.json     on a machine with a card; under eight minutes
     python benchmarks/gpu.py --dry-run           the same control flow on a CPU, interpreted, on tiny shapes
 
-Needs torch, triton, numpy and this repository; the whole network also pydantic, click and pyyaml, without which
-its blocks alone are timed. Floors: the bytes that must be read and written once, over the measured rate of a copy; the
-exponentials, over their measured rate. A row's floor is the larger of its two, `x floor` its time over that.
+Needs torch, triton, numpy and this repository. Floors: the bytes that must be read and written once, over the
+measured rate of a copy; the exponentials, over their measured rate. A row's floor is the larger of its two, `xfloor`
+its time over that.
 
 Axes: B batch, L tokens, D channels, N states.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ import platform
 import statistics
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,9 +30,9 @@ from typing import Any, NamedTuple
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--dry-run", action="store_true", help="on a CPU, interpreted, tiny shapes")
-parser.add_argument("--blocks-only", action="store_true", help="time the blocks, not the network")
+parser.add_argument("--no-pydantic", action="store_true", help="do as if pydantic were missing")
 parser.add_argument("--json", type=Path, help="where to write the results too")
-parser.add_argument("--seconds", type=float, default=420, help="start no row after so long")
+parser.add_argument("--seconds", type=float, default=330, help="start no row after so long")
 options = parser.parse_args() if __name__ == "__main__" else parser.parse_args(["--dry-run"])
 if options.dry_run:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
@@ -42,12 +44,12 @@ import triton.language as tl  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from facerec.model import mamba_ssm_bridge  # noqa: E402
-from facerec.model.mamba import Mamba  # noqa: E402
 from facerec.model.scan import causal_conv1d, selective_scan  # noqa: E402
 
 STARTED = time.monotonic()
 DEVICE = "cpu" if options.dry_run else "cuda"
-TOLERANCE = 1e-4  # of a tensor's largest value, float32 against float64
+# Of a tensor's largest value, against float64 from the same inputs.
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 SCAN_SHAPES = [(1024, 64, 384, 16), (64, 4096, 768, 16), (1, 64, 384, 16)]
 PARITY_SHAPES = [(2, 70, 100, 16), (3, 33, 64, 5), (1, 9, 48, 64), (2, 5, 24, 256), (1, 1, 1, 1)]
 IMAGE, BATCH, D_MODEL, DEPTH = 64, 1024, 192, 8
@@ -181,36 +183,32 @@ def scan_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]
 
 
 def gradients(operator: Callable, tensors: dict[str, Tensor], **named: Any) -> list[Tensor]:
-    """Out, and gradients of its sum of squares."""
+    """Out, and gradients of its sum."""
     leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
     out = operator(**leaves, **named)
-    return [out, *torch.autograd.grad(out.float().square().sum(), list(leaves.values()))]
+    return [out, *torch.autograd.grad(out.sum(), list(leaves.values()))]
 
 
 def parity() -> list[dict[str, Any]]:
-    """Largest error of values and gradients, float32 against the float64 reference."""
+    """Largest error of values and gradients against the float64 reference, in float32 and from 16-bit tensors."""
     rows = []
-    for shape in PARITY_SHAPES:
-        tensors = scan_inputs(shape, torch.float32)
-        conv = {
-            "x": tensors["u"],
-            "weight": torch.randn(shape[2], 4, device=DEVICE),
-            "bias": tensors["D"],
-        }
-        cases = [
-            ("scan", selective_scan, tensors, {"delta_softplus": True}),
-            ("conv", causal_conv1d, conv, {"activation": "silu"}),
-        ]
-        for what, operator, given, named in cases:
-            for reverse in (False, True):
-                named = {**named, "reverse": reverse}
-                exact = {name: t.double() for name, t in given.items()}
-                wanted = gradients(operator, exact, backend="reference", **named)
-                for backend in backends():
-                    got = gradients(operator, given, backend=backend, **named)
-                    error = max(map(relative_error, got, wanted))
-                    row = {"what": what, "shape": shape, "reverse": reverse, "backend": backend}
-                    rows.append({**row, "error": error, "passed": error < TOLERANCE})
+    cases = itertools.product(PARITY_SHAPES, TOLERANCES, ("scan", "conv"), (False, True))
+    for shape, dtype, what, reverse in cases:
+        tensors, named = scan_inputs(shape, dtype), {"reverse": reverse}
+        if what == "scan":
+            operator, named = selective_scan, {**named, "delta_softplus": True}
+        else:
+            operator, named = causal_conv1d, {**named, "activation": "silu"}
+            weight = torch.randn(shape[2], 4, device=DEVICE)
+            tensors = {"x": tensors["u"], "weight": weight, "bias": tensors["D"]}
+        exact = {name: t.double() for name, t in tensors.items()}
+        wanted = gradients(operator, exact, backend="reference", **named)
+        for backend in backends():
+            got = gradients(operator, tensors, backend=backend, **named)
+            error = max(map(relative_error, got, wanted))
+            row = {"what": what, "shape": shape, "dtype": str(dtype).removeprefix("torch.")}
+            row |= {"reverse": reverse, "backend": backend}
+            rows.append({**row, "error": error, "passed": error < TOLERANCES[dtype]})
     return rows
 
 
@@ -267,47 +265,10 @@ def scan_rows(card: Card) -> Iterator[Row]:
                 yield Row("scan", name, kind, backend, forward, both, *floor, memory, note)
 
 
-class Blocks(nn.Module):
-    """Pre-norm residual mixers alone: (B, L, D) -> (B, L, D)."""
-
-    def __init__(self, backend: str) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(D_MODEL) for _ in range(DEPTH))
-        self.mixers = nn.ModuleList(Mamba(D_MODEL, scan_backend=backend) for _ in range(DEPTH))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        for index, (norm, mixer) in enumerate(zip(self.norms, self.mixers, strict=True)):
-            tokens = tokens + mixer(norm(tokens), reverse=index % 2 == 1)
-        return tokens
-
-
-class Attention(nn.Module):
-    """Transformer layers of as many parameters as `Blocks`: half as many layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        heads = max(1, D_MODEL // 64)
-        make = functools.partial(
-            nn.TransformerEncoderLayer, D_MODEL, heads, 4 * D_MODEL, 0.0, "gelu"
-        )
-        layers = (make(batch_first=True, norm_first=True) for _ in range(max(1, DEPTH // 2)))
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.layers(tokens)
-
-
 def networks() -> tuple[str, Tensor, dict[str, Callable[[], nn.Module]]]:
-    """Name, input and builders by back end: the network, or its blocks where settings cannot be imported."""
-    try:
-        if options.blocks_only:
-            raise ImportError("not asked for")
-        from facerec.model.network import NetworkSettings, build_network
-    except ImportError as error:
-        print(f"blocks alone, without stem and head: {error}")
-        tokens = torch.randn(BATCH, (IMAGE // 8) ** 2, D_MODEL, device=DEVICE)
-        builders = {b: functools.partial(Blocks, b) for b in [*backends(), "reference"]}
-        return "blocks", tokens, {**builders, "attention": Attention}
+    """Shape, input and builders by back end."""
+    stand_in_for_settings()
+    from facerec.model.network import NetworkSettings, build_network
 
     def build(**changes: Any) -> nn.Module:
         return build_network(
@@ -319,12 +280,27 @@ def networks() -> tuple[str, Tensor, dict[str, Callable[[], nn.Module]]]:
     builders = {b: functools.partial(build, scan_backend=b) for b in [*backends(), "reference"]}
     # A transformer layer has twice the parameters of a Mamba block.
     vit = functools.partial(build, mixer="attention", depth=max(1, DEPTH // 2))
-    return "network", pictures, {**builders, "attention": vit}
+    return "x".join(map(str, pictures.shape)), pictures, {**builders, "vit": vit}
+
+
+def stand_in_for_settings() -> None:
+    """Where pydantic is missing: settings that are their defaults, unchecked. The network reads no more of them."""
+    if importlib.util.find_spec("pydantic") and not options.no_pydantic:
+        return
+
+    class Settings:
+        def __init__(self, **values: Any) -> None:
+            vars(self).update(values)
+
+    pydantic, settings = (types.ModuleType(name) for name in ("pydantic", "facerec.settings"))
+    pydantic.Field = lambda default, **_: default
+    settings.Settings, settings.InputError = Settings, ValueError
+    sys.modules |= {"pydantic": pydantic, "facerec.settings": settings}
 
 
 def network_rows() -> Iterator[Row]:
     """Forward pass for evaluation; forward and backward pass as a training step has them."""
-    name, inputs, builders = networks()
+    size, inputs, builders = networks()
     if not options.dry_run:
         builders["triton, compiled"] = lambda: torch.compile(builders["triton"]())
     for backend, build in builders.items():
@@ -344,10 +320,9 @@ def network_rows() -> Iterator[Row]:
                     out.float().square().mean().backward()
 
             forward, both, memory, note = timed(run)
-            size = sum(p.numel() for p in network.parameters()) / 1e6
-            shape = f"{'x'.join(map(str, inputs.shape))}, {size:.2f} M"
+            shape = f"{size}, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M"
             kind = str(dtype).removeprefix("torch.")
-            yield Row(name, shape, kind, backend, forward, both, None, None, memory, note)
+            yield Row("network", shape, kind, backend, forward, both, None, None, memory, note)
 
 
 def line(row: Row) -> str:
@@ -376,8 +351,8 @@ def main() -> int:
     for check in checks:
         verdict = "ok" if check["passed"] else "WRONG"
         direction = "backward" if check["reverse"] else "forward"
-        name = f"{check['what']} {check['shape']} {direction} {check['backend']}"
-        print(f"parity {name:55} {check['error']:.1e} {verdict}")
+        name = f"{check['what']} {check['shape']} {check['dtype']} {direction} {check['backend']}"
+        print(f"parity {name:62} {check['error']:.1e} {verdict}")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     card = measure_card()
     print(f"copy {card.bandwidth / 1e9:.0f} GB/s, exp2 {card.exponentials / 1e9:.0f} G/s")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import Field
 from pytorch_metric_learning import losses, miners
@@ -18,6 +19,7 @@ from pytorch_metric_learning.utils.common_functions import TorchInitWrapper
 from torch import Tensor, nn
 
 from facerec.settings import InputError, Settings
+from facerec.triplets import MINERS, TripletLoss, positive_pairs
 
 DEFAULT_MARGIN = {"triplet": 0.2, "arcface": 0.5, "cosface": 0.35, "subcenter_arcface": 0.5}
 CLASSIFYING = ("arcface", "cosface", "subcenter_arcface")
@@ -99,9 +101,8 @@ class Objective(nn.Module):
         self.margin = settings.margin or DEFAULT_MARGIN.get(settings.loss)
         self.margin_warmup_epochs = settings.margin_warmup_epochs
         self.loss = make_loss(settings, self.margin, identities, embedding_dim, targets)
-        self.miner = (
-            None if settings.loss in MINERLESS else make_miner(settings.miner, self.margin or 0.2)
-        )
+        joint = settings.loss in MINERLESS or isinstance(self.loss, TripletLoss)
+        self.miner = None if joint else make_miner(settings.miner, self.margin or 0.2)
         self.full_margin = getattr(self.loss, "margin", None)
 
     def at_epoch(self, epoch: float) -> None:
@@ -109,13 +110,24 @@ class Objective(nn.Module):
         if self.name in CLASSIFYING and self.margin_warmup_epochs > 0:
             self.loss.margin = self.full_margin * min(1.0, epoch / self.margin_warmup_epochs)
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> LossOfBatch:
+    def pairs(self, labels: np.ndarray) -> np.ndarray | None:
+        """What `forward` may be given beside the labels (B,) of a batch: see there."""
+        return positive_pairs(labels) if isinstance(self.loss, TripletLoss) else None
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, pairs: Tensor | None = None
+    ) -> LossOfBatch:
         """Loss of a batch.
 
         Args:
             embeddings: (B, E) float32, unit length.
             labels: (B,) int64, 0 ... identities - 1; with `by_picture` 0 ... N - 1.
+            pairs: what `pairs` says of the labels; where it is missing, labels are read back from the device.
         """
+        if isinstance(self.loss, TripletLoss):
+            if pairs is None:
+                pairs = torch.from_numpy(positive_pairs(labels.cpu().numpy())).to(labels.device)
+            return LossOfBatch(*self.loss(embeddings, labels, pairs))
         if self.miner is None:
             mined = torch.tensor(len(labels))
             return LossOfBatch(self.loss(embeddings, labels), mined)
@@ -149,6 +161,8 @@ def make_loss(
         "weight_init_func": TorchInitWrapper(nn.init.normal_, std=CLASS_WEIGHT_STD),
     }
     match settings.loss:
+        case "triplet" if settings.miner in MINERS:
+            return TripletLoss(margin, settings.miner)
         case "triplet":
             return losses.TripletMarginLoss(margin=margin)
         case "arcface":

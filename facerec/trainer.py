@@ -70,6 +70,10 @@ class TrainerSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to compute; auto = CUDA if there is one."
     )
+    compile: bool = Field(
+        False,
+        description="torch.compile the network: minutes at the start, for shorter steps on CUDA.",
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of weights, batches and augmentation.")
     checkpoint_minutes: float = Field(
         5.0,
@@ -125,6 +129,8 @@ class Trainer:
         self.network = network.to(self.device)
         self.objective = objective.to(self.device)
         self.average = Average(self.network, settings.ema)
+        if settings.compile:
+            self.network.compile()
         self.replica = parallel.replicate(self.network, to_input(self.load(np.arange(2))))
         self.optimizer = torch.optim.AdamW(
             parameter_groups([self.network, self.objective], settings.weight_decay),
@@ -227,12 +233,12 @@ class Trainer:
             group["lr"] = rate
         self.objective.at_epoch(self.step / self.steps_per_epoch)
         pictures = self.load(parallel.share(positions))
-        labels = to_device(self.targets[positions], self.device)
+        labels, pairs = self.load_labels(positions)
         self.network.train()
         pictures = augment(to_input(pictures), self.settings, self.generator)
         with autocast(self.settings.precision, self.device):
             embeddings = self.replica(pictures)
-        loss, mined = self.objective(parallel.gather(embeddings), labels)
+        loss, mined = self.objective(parallel.gather(embeddings), labels, pairs)
         self.last_loss = loss.detach()
         if self.device.type == "cpu" or self.step % READ_EVERY == 0:
             self.check_loss()
@@ -260,6 +266,14 @@ class Trainer:
         if self.resident is not None:
             return self.resident[to_device(positions, self.device)]
         return to_device(self.store.images[self.train_indices[positions]], self.device)
+
+    def load_labels(self, positions: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """The objective's labels (B,) and its pairs, on the device."""
+        labels = self.targets[positions]
+        pairs = self.objective.pairs(labels)
+        return to_device(labels, self.device), None if pairs is None else to_device(
+            pairs, self.device
+        )
 
     def read_sums(self) -> None:
         """Sums of the epoch as numbers; waits for the device."""

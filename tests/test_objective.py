@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from pytorch_metric_learning import losses, miners
 
 from facerec.objective import Objective, ObjectiveSettings, check_objective, spread
 from facerec.settings import InputError
@@ -43,6 +44,33 @@ def test_all_triplets_by_hand():
     # positive distance 1; negatives 2 (from 0 degrees) and sqrt(3) (from 60): 1 - 2 + 1.5 and 1 - 1.732 + 1.5
     assert mined == 2
     assert loss.item() == pytest.approx((0.5 + 2.5 - 3**0.5) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("labels", [LABELS, torch.tensor([0] * 6 + [1, 1, 2, 2, 2, 3])])
+@pytest.mark.parametrize("margin", [0.2, 0.9])
+@pytest.mark.parametrize("miner", ["all", "semihard", "hard"])
+def test_triplets_are_those_of_pytorch_metric_learning(miner, margin, labels):
+    ours, theirs = (embeddings().detach().requires_grad_() for _ in range(2))
+    settings = ObjectiveSettings(miner=miner, margin=margin)
+    loss, mined = Objective(settings, 4, 8)(F.normalize(ours, dim=1), labels)
+    triplets = miners.TripletMarginMiner(margin, miner)(theirs, labels)
+    expected = losses.TripletMarginLoss(margin)(theirs, labels, triplets)
+    assert mined == len(triplets[0]) > 0
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_a_triplet_loss_of_nothing_is_zero_and_of_a_nan_is_none():
+    alone, faces = torch.arange(12), embeddings()
+    loss, mined = Objective(ObjectiveSettings(), 12, 8)(faces, alone)
+    loss.backward()
+    assert loss == 0 and mined == 0 and not faces.grad.any()
+    broken = embeddings().detach()
+    broken[5] = float("nan")
+    for miner in ("all", "semihard", "hard"):
+        assert Objective(ObjectiveSettings(miner=miner), 4, 8)(broken, LABELS)[0].isnan()
 
 
 def test_a_margin_that_a_loss_does_not_have_is_refused():

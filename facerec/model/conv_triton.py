@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from facerec.model.tiles_triton import like, sigmoid, wide
+from facerec.model.tiles_triton import dense, like, load_vector, sigmoid, wide
 
 _TOKENS, _CHANNELS, _WARPS = 16, 64, 4
 _MOST_PARTS = 1024  # of the sums for the gradients of weight and bias
@@ -64,9 +64,7 @@ def _forward(
     own = d < channels
     tokens = task % spans * TOKENS + tl.arange(0, TOKENS)
     x_at = x + wide(task // spans) * x_b
-    total = tl.zeros([TOKENS, CHANNELS], tl.float32)
-    if bias is not None:
-        total += tl.load(bias + d, mask=own, other=0.0).to(tl.float32)[None, :]
+    total = tl.zeros([TOKENS, CHANNELS], tl.float32) + load_vector(bias, d, own)[None, :]
     for k in tl.static_range(W):
         part = _tile(x_at, tokens - (W - 1 - k), x_t, d * x_d, own, length, REVERSE)
         total += _taps(weight, d, own, k, W) * part
@@ -110,6 +108,7 @@ def _backward(
     part = tl.program_id(0) // blocks
     d = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
     own = d < channels
+    shift = load_vector(bias, d, own)
     at = shares + wide(part) * (W + 1) * channels + d
     for k in tl.static_range(W + 1):
         tl.store(at + k * channels, tl.zeros([CHANNELS], tl.float32), mask=own)
@@ -124,9 +123,7 @@ def _backward(
             # Token t reaches out_(t + ahead) through tap W - 1 - ahead.
             d_sum = _tile(grad_at, tokens + ahead, grad_t, d * grad_d, own, length, REVERSE)
             if SILU:
-                total = tl.zeros([TOKENS, CHANNELS], tl.float32)
-                if bias is not None:
-                    total += tl.load(bias + d, mask=own, other=0.0).to(tl.float32)[None, :]
+                total = tl.zeros([TOKENS, CHANNELS], tl.float32) + shift[None, :]
                 for k in tl.static_range(W):
                     behind = tokens + (ahead - (W - 1 - k))
                     value = _tile(x_at, behind, x_t, d * x_d, own, length, REVERSE)
@@ -167,7 +164,7 @@ def conv_forward(
         _forward[(tasks * triton.cdiv(channels, _CHANNELS),)](
             x,
             weight.contiguous(),
-            bias.contiguous() if bias is not None else None,
+            dense(bias),
             out,
             length,
             channels,
@@ -205,7 +202,7 @@ def conv_backward(
             grad_out,
             x,
             weight.contiguous(),
-            bias.contiguous() if bias is not None else None,
+            dense(bias),
             d_x,
             shares,
             batch,

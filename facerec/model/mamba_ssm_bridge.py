@@ -2,7 +2,8 @@
 
 Both are optional: nothing of them is imported before it is asked for. What their kernels want, and
 what is done here: one dtype for u, delta, B, C, z, with the tokens innermost; A, D and the bias in
-float32; the activation by keyword, since the fourth argument of causal_conv1d_fn is seq_idx.
+float32; weight and bias of the convolution in one dtype, which may differ from x's; the activation by keyword,
+since the fourth argument of causal_conv1d_fn is seq_idx.
 Token-major tensors therefore cost a copy each, which the Triton kernels do not ask for. Their
 backward pass drops the gradient of the last state: who wants it is refused.
 
@@ -70,9 +71,8 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
         ValueError: if causal-conv1d is missing.
     """
     function = _kernels()[1]
-    bias = bias.to(x.dtype).contiguous() if bias is not None else None
-    weight = weight.to(x.dtype).contiguous()
-    return function(x.contiguous(), weight, bias, activation="silu" if silu else None)
+    bias = bias.to(weight.dtype).contiguous() if bias is not None else None
+    return function(x.contiguous(), weight.contiguous(), bias, activation="silu" if silu else None)
 
 
 def _kernels() -> tuple[Callable, Callable]:

@@ -28,6 +28,7 @@ from facerec.model.tiles_triton import (
     first_token,
     like,
     load_tile,
+    load_vector,
     pick,
     sigmoid,
     step,
@@ -46,6 +47,133 @@ def backward_plan(batch: int, channels: int, length: int, groups: int, states: i
     blocks = groups * -(-width // block)
     parts = min(batch, max(1, MOST_PROGRAMS // blocks), max(1, batch * length // states))
     return Plan(block, ROWS // 2, -(-batch // parts))
+
+
+@triton.jit
+def _steps(u_at, u_t, delta_at, delta_t, u_d, delta_d, shift, inside, SOFTPLUS: tl.constexpr):
+    """dt and dt u of a tile of tokens."""
+    dt = load_tile(delta_at, delta_t, delta_d, inside)
+    dt = step(dt + shift[None, :], inside, SOFTPLUS)
+    return dt, dt * load_tile(u_at, u_t, u_d, inside)
+
+
+@triton.jit
+def _begin_carry(carry, grad_last, states, channels, own, CHANNELS: tl.constexpr):
+    """What reaches h from behind the last token: the gradient of the last state, or nothing."""
+    for n in range(0, states):
+        g = tl.zeros([CHANNELS], tl.float32)
+        if grad_last is not None:
+            g = tl.load(grad_last + n, mask=own, other=0.0)
+        tl.store(carry + n * channels, g, mask=own)
+
+
+@triton.jit
+def _begin_interval(scratch, kept, index, states, channels, own, CHANNELS: tl.constexpr):
+    """h before the interval: what the forward pass kept, zeros before the first."""
+    for n in range(0, states):
+        h = tl.zeros([CHANNELS], tl.float32)
+        if index > 0:
+            h = tl.load(kept + n * channels, mask=own, other=0.0)
+        tl.store(scratch + n * channels, h, mask=own)
+
+
+@triton.jit
+def _recompute(scratch, A, B_at, B_n, dt, dtu, states, channels, own, ROWS: tl.constexpr):
+    """h after a tile of tokens, from h before it; kept behind it in scratch."""
+    rows = tl.arange(0, ROWS)
+    for n in range(0, states):
+        rate = tl.load(A + n, mask=own, other=0.0).to(tl.float32)
+        decay = tl.exp2(dt * (rate * LOG2_E)[None, :])
+        b = tl.load(B_at + n * B_n).to(tl.float32)
+        new = dtu * b[:, None]
+        h = tl.load(scratch + n * channels, mask=own, other=0.0)
+        for i in tl.static_range(ROWS):
+            here = (rows == i)[:, None]
+            h = pick(decay, here) * h + pick(new, here)
+        tl.store(scratch + (states + n) * channels, h, mask=own)
+
+
+@triton.jit
+def _run_states(h, decay, new, ROWS: tl.constexpr):
+    """(h after every token, what is left in it of h before), from h before the tile."""
+    rows = tl.arange(0, ROWS)
+    # Kept, not h - new, which would lose it where the decay is near 0.
+    left = tl.zeros(new.shape, tl.float32)
+    for i in tl.static_range(ROWS):
+        here = (rows == i)[:, None]
+        h *= pick(decay, here)
+        left = tl.where(here, h[None, :], left)
+        h += pick(new, here)
+    return left + new, left
+
+
+@triton.jit
+def _run_gradients(g, gs, decay, ROWS: tl.constexpr):
+    """(gradient of h after every token, gradient of h before the tile), from `gs` through y and `g` from behind."""
+    rows = tl.arange(0, ROWS)
+    for i in tl.static_range(ROWS):
+        here = (rows == ROWS - 1 - i)[:, None]
+        g += pick(gs, here)
+        gs = tl.where(here, g[None, :], gs)
+        g *= pick(decay, here)
+    return gs, g
+
+
+@triton.jit
+def _walk_back(
+    scratch,
+    carry,
+    share,
+    dB_at,
+    dC_at,
+    A,
+    B_at,
+    B_n,
+    C_at,
+    C_n,
+    dt,
+    dtu,
+    dy,
+    valid,
+    own,
+    length,
+    states,
+    channels,
+    ROWS: tl.constexpr,
+):
+    """A tile of tokens, state by state: adds to the gradients of A, B, C; returns y, d(dt u), d(dt) by the decay."""
+    y = tl.zeros(dt.shape, tl.float32)
+    d_new = tl.zeros(dt.shape, tl.float32)
+    d_dt = tl.zeros(dt.shape, tl.float32)
+    for n in range(0, states):
+        a = tl.load(A + n, mask=own, other=0.0).to(tl.float32)
+        decay = tl.exp2(dt * (a * LOG2_E)[None, :])
+        b = tl.load(B_at + n * B_n).to(tl.float32)
+        c = tl.load(C_at + n * C_n).to(tl.float32)
+        h = tl.load(scratch + n * channels, mask=own, other=0.0)
+        hs, left = _run_states(h, decay, dtu * b[:, None], ROWS)
+        g = tl.load(carry + n * channels, mask=own, other=0.0)
+        gs, g = _run_gradients(g, dy * c[:, None], decay, ROWS)
+        tl.store(carry + n * channels, g, mask=own)
+        tl.store(dB_at + n * length, tl.sum(gs * dtu, axis=1), mask=valid)
+        tl.store(dC_at + n * length, tl.sum(hs * dy, axis=1), mask=valid)
+        y += hs * c[:, None]
+        d_new += gs * b[:, None]
+        through = gs * left  # gradient of the decay times the decay
+        d_dt += through * a[None, :]
+        d_a = tl.load(share + n * channels, mask=own, other=0.0)
+        d_a += tl.sum(through * dt, axis=0)
+        tl.store(share + n * channels, d_a, mask=own)
+    return y, d_new, d_dt
+
+
+@triton.jit
+def _gate_gradient(grad_at, grad_t, grad_d, z_at, z_t, z_d, y, inside):
+    """Gradient of z, from y before the gate."""
+    gate = load_tile(z_at, z_t, z_d, inside)
+    open_ = sigmoid(gate)
+    slope = open_ * (1.0 + gate * (1.0 - open_))
+    return load_tile(grad_at, grad_t, grad_d, inside) * slope * y
 
 
 def _backward(
@@ -122,12 +250,9 @@ def _backward(
     ahead = -1 if REVERSE else 1
     plane = states * channels
 
-    skip = tl.zeros([CHANNELS], tl.float32)
-    if D is not None:
-        skip = tl.load(D + d, mask=own, other=0.0).to(tl.float32)
-    shift = tl.zeros([CHANNELS], tl.float32)
-    if bias is not None:
-        shift = tl.load(bias + d, mask=own, other=0.0).to(tl.float32)
+    A_at = A + d * states
+    skip = load_vector(D, d, own)
+    shift = load_vector(bias, d, own)
     share = shares + wide(part) * (plane + 2 * channels) + d
     scratch = states_at + wide(part) * (INTERVAL // ROWS) * plane + d
     carry = carried + wide(part) * plane + d
@@ -148,13 +273,10 @@ def _backward(
         if z is not None:
             z_at = first_token(z, picture, z_b, length, z_t, REVERSE)
             dz_at = first_token(dz, picture, dz_b, length, dz_t, REVERSE)
-
-        for n in range(0, states):
-            g = tl.zeros([CHANNELS], tl.float32)
-            if grad_last is not None:
-                at = grad_last + wide(picture) * plane + d * states + n
-                g = tl.load(at, mask=own, other=0.0)
-            tl.store(carry + n * channels, g, mask=own)
+        last_at = None
+        if grad_last is not None:
+            last_at = grad_last + wide(picture) * plane + d * states
+        _begin_carry(carry, last_at, states, channels, own, CHANNELS)
 
         for back in range(0, intervals):
             index = intervals - 1 - back
@@ -162,31 +284,27 @@ def _backward(
             count = tl.cdiv(tl.minimum(length - origin, INTERVAL), ROWS)
 
             # h before every `ROWS` tokens of this interval.
-            for n in range(0, states):
-                h = tl.zeros([CHANNELS], tl.float32)
-                if index > 0:
-                    at = wide(picture) * (intervals - 1) + index - 1
-                    h = tl.load(kept + at * plane + n * channels + d, mask=own, other=0.0)
-                tl.store(scratch + n * channels, h, mask=own)
+            kept_at = kept + (wide(picture) * (intervals - 1) + index - 1) * plane + d
+            _begin_interval(scratch, kept_at, index, states, channels, own, CHANNELS)
             tl.debug_barrier()
             for j in range(0, count - 1):
                 start = origin + j * ROWS
                 first = wide(start * ahead)
                 token = wide(tl.minimum(start + rows, length - 1) * ahead)
                 inside = (start + rows < length)[:, None] & own[None, :]
-                dt = load_tile(delta_at + first * delta_t, ahead * delta_t, d * delta_d, inside)
-                dt = step(dt + shift[None, :], inside, SOFTPLUS)
-                dtu = dt * load_tile(u_at + first * u_t, ahead * u_t, d * u_d, inside)
-                for n in range(0, states):
-                    rate = tl.load(A + d * states + n, mask=own, other=0.0).to(tl.float32)
-                    decay = tl.exp2(dt * (rate * LOG2_E)[None, :])
-                    b = tl.load(B_at + n * B_n + token * B_t).to(tl.float32)
-                    new = dtu * b[:, None]
-                    h = tl.load(scratch + (j * states + n) * channels, mask=own, other=0.0)
-                    for i in tl.static_range(ROWS):
-                        here = (rows == i)[:, None]
-                        h = pick(decay, here) * h + pick(new, here)
-                    tl.store(scratch + ((j + 1) * states + n) * channels, h, mask=own)
+                dt, dtu = _steps(
+                    u_at + first * u_t,
+                    ahead * u_t,
+                    delta_at + first * delta_t,
+                    ahead * delta_t,
+                    d * u_d,
+                    d * delta_d,
+                    shift,
+                    inside,
+                    SOFTPLUS,
+                )
+                at = scratch + j * plane
+                _recompute(at, A_at, B_at + token * B_t, B_n, dt, dtu, states, channels, own, ROWS)
                 tl.debug_barrier()
 
             for j_back in range(0, count):
@@ -196,75 +314,67 @@ def _backward(
                 token = wide(tl.minimum(start + rows, length - 1) * ahead)
                 valid = start + rows < length
                 inside = valid[:, None] & own[None, :]
-                dt = load_tile(delta_at + first * delta_t, ahead * delta_t, d * delta_d, inside)
-                dt = step(dt + shift[None, :], inside, SOFTPLUS)
-                dtu = dt * load_tile(u_at + first * u_t, ahead * u_t, d * u_d, inside)
+                dt, dtu = _steps(
+                    u_at + first * u_t,
+                    ahead * u_t,
+                    delta_at + first * delta_t,
+                    ahead * delta_t,
+                    d * u_d,
+                    d * delta_d,
+                    shift,
+                    inside,
+                    SOFTPLUS,
+                )
                 dy = load_tile(grad_at + first * grad_t, ahead * grad_t, d * grad_d, inside)
                 if z is not None:
                     gate = load_tile(z_at + first * z_t, ahead * z_t, d * z_d, inside)
                     dy *= gate * sigmoid(gate)
-                y = tl.zeros([ROWS, CHANNELS], tl.float32)
-                d_new = tl.zeros([ROWS, CHANNELS], tl.float32)  # of dt u
-                d_dt = tl.zeros([ROWS, CHANNELS], tl.float32)  # of dt in the decay
-                for n in range(0, states):
-                    a = tl.load(A + d * states + n, mask=own, other=0.0).to(tl.float32)
-                    decay = tl.exp2(dt * (a * LOG2_E)[None, :])
-                    b = tl.load(B_at + n * B_n + token * B_t).to(tl.float32)
-                    c = tl.load(C_at + n * C_n + token * C_t).to(tl.float32)
-                    new = dtu * b[:, None]
-                    h = tl.load(scratch + (j * states + n) * channels, mask=own, other=0.0)
-                    # What is left of the state before: h - new would lose it where the decay is near 0.
-                    left = tl.zeros([ROWS, CHANNELS], tl.float32)
-                    for i in tl.static_range(ROWS):
-                        here = (rows == i)[:, None]
-                        h *= pick(decay, here)
-                        left = tl.where(here, h[None, :], left)
-                        h += pick(new, here)
-                    hs = left + new
-                    gs = dy * c[:, None]
-                    g = tl.load(carry + n * channels, mask=own, other=0.0)
-                    for i in tl.static_range(ROWS):
-                        here = (rows == ROWS - 1 - i)[:, None]
-                        g += pick(gs, here)
-                        gs = tl.where(here, g[None, :], gs)
-                        g *= pick(decay, here)
-                    tl.store(carry + n * channels, g, mask=own)
-                    at = partial + n * length + first + rows * ahead
-                    tl.store(dB + at, tl.sum(gs * dtu, axis=1), mask=valid)
-                    tl.store(dC + at, tl.sum(hs * dy, axis=1), mask=valid)
-                    y += hs * c[:, None]
-                    d_new += gs * b[:, None]
-                    through = gs * left  # gradient of the decay times the decay
-                    d_dt += through * a[None, :]
-                    d_a = tl.load(share + n * channels, mask=own, other=0.0)
-                    d_a += tl.sum(through * dt, axis=0)
-                    tl.store(share + n * channels, d_a, mask=own)
+                y, d_new, d_dt = _walk_back(
+                    scratch + j * plane,
+                    carry,
+                    share,
+                    dB + partial + first + rows * ahead,
+                    dC + partial + first + rows * ahead,
+                    A_at,
+                    B_at + token * B_t,
+                    B_n,
+                    C_at + token * C_t,
+                    C_n,
+                    dt,
+                    dtu,
+                    dy,
+                    valid,
+                    own,
+                    length,
+                    states,
+                    channels,
+                    ROWS,
+                )
 
                 # Read again, not kept: registers are what this loop is short of.
                 x = load_tile(u_at + first * u_t, ahead * u_t, d * u_d, inside)
-                store_tile(
-                    du_at + first * du_t,
-                    ahead * du_t,
-                    d * du_d,
-                    inside,
-                    d_new * dt + dy * skip[None, :],
-                )
+                d_x = d_new * dt + dy * skip[None, :]
+                store_tile(du_at + first * du_t, ahead * du_t, d * du_d, inside, d_x)
                 d_skip += tl.sum(dy * x, axis=0)
                 d_raw = d_dt + d_new * x
                 if SOFTPLUS:
-                    raw = load_tile(
-                        delta_at + first * delta_t, ahead * delta_t, d * delta_d, inside
-                    )
+                    at = delta_at + first * delta_t
+                    raw = load_tile(at, ahead * delta_t, d * delta_d, inside)
                     d_raw *= sigmoid(raw + shift[None, :])
                 d_raw = tl.where(inside, d_raw, 0.0)
                 d_shift += tl.sum(d_raw, axis=0)
                 store_tile(dd_at + first * dd_t, ahead * dd_t, d * dd_d, inside, d_raw)
                 if z is not None:
-                    gate = load_tile(z_at + first * z_t, ahead * z_t, d * z_d, inside)
-                    open_ = sigmoid(gate)
-                    slope = open_ * (1.0 + gate * (1.0 - open_))
-                    d_out = load_tile(grad_at + first * grad_t, ahead * grad_t, d * grad_d, inside)
-                    d_gate = d_out * slope * (y + skip[None, :] * x)
+                    d_gate = _gate_gradient(
+                        grad_at + first * grad_t,
+                        ahead * grad_t,
+                        d * grad_d,
+                        z_at + first * z_t,
+                        ahead * z_t,
+                        d * z_d,
+                        y + skip[None, :] * x,
+                        inside,
+                    )
                     store_tile(dz_at + first * dz_t, ahead * dz_t, d * dz_d, inside, d_gate)
                 tl.debug_barrier()
     tl.store(share + plane, d_skip, mask=own)

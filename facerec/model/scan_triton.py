@@ -36,6 +36,7 @@ from facerec.model.tiles_triton import (
     first_token,
     like,
     load_tile,
+    load_vector,
     pick,
     sigmoid,
     step,
@@ -137,12 +138,8 @@ def _forward(
 
     rate = tl.load(A + d[None, :] * states + n[:, None], mask=owns, other=0.0).to(tl.float32)
     rate *= LOG2_E
-    skip = tl.zeros([CHANNELS], tl.float32)
-    if D is not None:
-        skip = tl.load(D + d, mask=own, other=0.0).to(tl.float32)
-    shift = tl.zeros([CHANNELS], tl.float32)
-    if bias is not None:
-        shift = tl.load(bias + d, mask=own, other=0.0).to(tl.float32)
+    skip = load_vector(D, d, own)
+    shift = load_vector(bias, d, own)
 
     u_at = first_token(u, picture, u_b, length, u_t, REVERSE)
     delta_at = first_token(delta, picture, delta_b, length, delta_t, REVERSE)

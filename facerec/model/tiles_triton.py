@@ -38,6 +38,15 @@ def load_tile(base, stride, offsets, inside):
 
 
 @triton.jit
+def load_vector(pointer, d, own):
+    """A number a channel; zeros where there is no such vector."""
+    numbers = tl.zeros(d.shape, tl.float32)
+    if pointer is not None:
+        numbers = tl.load(pointer + d, mask=own, other=0.0).to(tl.float32)
+    return numbers
+
+
+@triton.jit
 def store_tile(base, stride, offsets, inside, tile):
     rows = tl.arange(0, inside.shape[0])
     tl.store(

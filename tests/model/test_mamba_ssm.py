@@ -37,8 +37,9 @@ def causal_conv1d_fn(
     """Signature of causal-conv1d 1.4 to 1.6."""
     assert seq_idx is None and initial_states is None and final_states_out is None
     assert not return_final_states and activation in (None, "silu", "swish")
+    assert {x.dtype, weight.dtype} <= {torch.float32, torch.float16, torch.bfloat16}
     assert 2 <= weight.shape[1] <= 4 and weight.is_contiguous()
-    assert x.stride(2) == 1 or x.stride(1) == 1
+    assert x.stride(2) == 1  # with the channels innermost there are further conditions
     assert bias is None or (bias.dtype == weight.dtype and bias.stride(-1) == 1)
     return scan._reference_conv(x, weight, bias, activation is not None)
 
@@ -88,10 +89,11 @@ def test_optional_inputs_stay_out(installed):
     torch.testing.assert_close(out, selective_scan(u, delta.abs(), A, B, C, backend="reference"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", [None, "silu"])
-def test_conv_hands_over_what_causal_conv1d_wants(installed, activation):
+def test_conv_hands_over_what_causal_conv1d_wants(installed, activation, dtype):
     torch.manual_seed(0)
-    x = torch.randn(2, 9, 10).transpose(1, 2)[:, :5]  # the half of a wider tensor
+    x = torch.randn(2, 9, 10).transpose(1, 2)[:, :5].to(dtype)  # the half of a wider tensor
     arguments = (x, torch.randn(5, 4), torch.randn(5), activation)
     got = causal_conv1d(*arguments, backend="mamba-ssm")
     torch.testing.assert_close(got, causal_conv1d(*arguments, backend="reference"))

@@ -1,0 +1,119 @@
+"""A training step on a card that need not be there: on fake tensors, where whatever makes the host wait raises."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+
+from facerec import compute, optimization, trainer
+from facerec.data import batches
+from facerec.model.network import build_network
+from tests.test_trainer import small
+from tests.test_trainer import trainer as make_trainer
+
+CARD = torch.device("cuda", 0)
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="pretends that there is a card")
+
+
+@pytest.fixture
+def step(monkeypatch):
+    """A trainer after a step, all tensors fake. Fake CUDA tensors have no backward pass without a driver: these are on
+    a CPU, and the trainer holds it for a card."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("FACEREC_SCAN", "triton")
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: module)
+    monkeypatch.setattr(trainer, "to_device", lambda array, device: torch.from_numpy(array))
+
+    def run(first=1, **changes):  # the loss is looked at in step 0 and in every 50th
+        settings = small(precision="fp32", **changes)
+        again = SimpleNamespace(deepcopy=lambda network: build_network(settings))
+        monkeypatch.setattr(optimization, "copy", again)  # fake parameters cannot be copied
+        made = make_trainer(settings)
+        made.device, made.step = CARD, first
+        made.train_step(np.arange(16))
+        return made
+
+    with FakeTensorMode():
+        yield run
+
+
+@pytest.mark.parametrize("miner", ["all", "semihard", "hard", "none"])
+def test_no_step_waits_for_the_device(step, miner):
+    made = step(miner=miner)
+    assert made.step == 2
+    assert all(isinstance(total, FakeTensor) for total in made.sums.values())
+    assert all(
+        made.optimizer.state[p]["exp_avg"].shape == p.shape for p in made.network.parameters()
+    )
+
+
+def test_no_step_of_a_distillation_waits(step):
+    assert step(loss="distill", teacher="dlib").step == 2
+
+
+def test_what_waits_is_found(step):
+    """That the tests above would fail: looking at the loss, and a miner that returns indices."""
+    with pytest.raises(DataDependentOutputException):
+        step(first=50)
+    with pytest.raises(DynamicOutputShapeException):
+        step(miner="batch_hard")
+
+
+def test_bf16_autocast_and_channels_last(monkeypatch):
+    """The forward pass on fake CUDA tensors."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    monkeypatch.setenv("FACEREC_SCAN", "triton")
+    seen = {}
+    with FakeTensorMode():
+        with CARD:
+            network = build_network(small(stem_depth=2))
+        for name, module in network.named_modules():
+            module.register_forward_hook(lambda _, x, y, name=name: seen.update({name: (x[0], y)}))
+        raw = torch.empty(16, 16, 16, 3, dtype=torch.uint8, device=CARD)
+        with compute.autocast("auto", CARD):
+            embeddings = network(batches.to_input(raw))
+    assert seen["embed.stem.0.conv1"][0].is_contiguous(memory_format=torch.channels_last)
+    for name in (
+        "embed.stem.0.conv1",
+        "embed.stem.1.conv2",
+        "embed.patch",
+        "blocks.0.mixer.in_proj",
+    ):
+        assert seen[name][1].dtype == torch.bfloat16
+    assert seen["blocks.1"][1].device == CARD and embeddings.dtype == torch.float32
+
+
+def test_copies_run_on_their_own_stream(monkeypatch):
+    """Pinned, without waiting; what computes waits for the copy, and the copy for nothing."""
+    cuda, tensor = MagicMock(), MagicMock()
+    cuda.stream.side_effect = lambda stream: nullcontext(stream)
+    monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr(torch, "from_numpy", lambda array: tensor)
+    compute.copy_stream.cache_clear()
+    arrived = compute.to_device(np.zeros(3), CARD)
+    copies, computes = cuda.Stream.return_value, cuda.current_stream.return_value
+    tensor.pin_memory.return_value.to.assert_called_once_with(CARD, non_blocking=True)
+    cuda.stream.assert_called_once_with(copies)
+    computes.wait_stream.assert_called_once_with(copies)
+    copies.wait_stream.assert_not_called()
+    arrived.record_stream.assert_called_once_with(computes)
+    compute.copy_stream.cache_clear()
+
+
+def test_compiled_network_is_another_way_to_call_the_same_weights(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    made = make_trainer(small(compile=True))
+    assert compiled == [made.network] and made.average.network is not made.network
