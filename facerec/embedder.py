@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -232,7 +232,8 @@ class FaceEmbedder:
         keep_going: bool = False,
     ) -> tuple[np.ndarray, list[int], dict[int, PictureError]]:
         """See `embed_usable`; without `keep_going` it ends at the first bad picture."""
-        pictures = [images] if is_picture(images) else list(images)
+        several = isinstance(images, Iterable) and not is_picture(images)
+        pictures = list(images) if several else [images]
         cut = partial(_face, settings=self._settings(align, choice))
         rows = [np.empty((0, self.config.network.embedding_dim), np.float32)]
         kept: list[int] = []
@@ -306,11 +307,12 @@ def _shipped(name: str) -> Path:
 def no_artifact_bars() -> Iterator[None]:
     """MLflow draws no progress bars for small files."""
     name = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
-    before = os.environ.setdefault(name, "false")
+    told = name in os.environ
+    os.environ.setdefault(name, "false")
     try:
         yield
     finally:
-        if before == "false":
+        if not told:
             os.environ.pop(name, None)
 
 

@@ -127,7 +127,7 @@ def register(
 
     A model that is registered under `name` already keeps its version. The alias moves only if the lower end of the
     paired 95 % interval of the gain in `val/map_at_r` is above 0, on the validation pictures of the new run, and if
-    the other model was not trained on those people or pictures.
+    neither model was trained on those people or pictures.
 
     Args:
         run_id: run that `log_model` was called for.
@@ -140,12 +140,17 @@ def register(
     """
     try:
         version = _version(run_id, name)
-        if alias is None:
-            return Registration(version, False, f"{name} version {version} registered")
-        return _promote(run_id, name, version, alias, force)
     except (MlflowException, OSError) as error:
         raise InputError(
             f"run {run_id} cannot be registered as {name}: {one_line(error)[:300]}"
+        ) from None
+    if alias is None:
+        return Registration(version, False, f"{name} version {version} registered")
+    try:
+        return _promote(run_id, name, version, alias, force)
+    except (InputError, MlflowException, OSError) as error:
+        raise InputError(
+            f"{name} version {version} is registered, but the alias {alias} cannot move to it: {one_line(error)[:300]}"
         ) from None
 
 
@@ -221,22 +226,29 @@ def beats(challenger: str, champion: str, run_id: str) -> tuple[bool, str]:
     store = _validation_store(run_id)
     rows = store.indices("val")
     labels = store.labels[rows]
-    old = FaceEmbedder.load(champion)
-    seen = met(
-        old.provenance, (store.names[i] for i in labels), (store.picture_hashes[i] for i in rows)
-    )
-    if seen["train_people"] or seen["train_pictures"]:
-        return False, (
-            f"it was trained on {seen['train_people']} of the {seen['people']} validation people and "
-            f"{seen['train_pictures']} of their pictures, which flatters it; --force true moves it all the same"
-        )
+    people = [store.names[i] for i in labels]
+    pictures = [store.picture_hashes[i] for i in rows]
+    models = {"it": FaceEmbedder.load(champion), "the new model": FaceEmbedder.load(challenger)}
+    for name, model in models.items():
+        seen = met(model.provenance, people, pictures)
+        if seen["train_people"] or seen["train_pictures"]:
+            return False, (
+                f"{name} was trained on {seen['train_people']} of the {seen['people']} validation people and "
+                f"{seen['train_pictures']} of their pictures, which flatters it; --force true moves it all the same"
+            )
     paths = [store.root / store.paths[i] for i in rows]
-    found = [model.embed_usable(paths) for model in (FaceEmbedder.load(challenger), old)]
+    found = [models[name].embed_usable(paths) for name in ("the new model", "it")]
     both = sorted(set(found[0][1]) & set(found[1][1]))
-    new, was = (
-        retrieval(embeddings[np.searchsorted(kept, both)], labels[both])
-        for embeddings, kept, _ in found
-    )
+    try:
+        new, was = (
+            retrieval(embeddings[np.searchsorted(kept, both)], labels[both])
+            for embeddings, kept, _ in found
+        )
+    except ValueError:
+        raise InputError(
+            f"of the {len(rows)} validation pictures of run {run_id}, both models can use {len(both)}, and no two show "
+            "one person; --force true moves it all the same"
+        ) from None
     gain = paired_difference(new.average_precision_at_r, was.average_precision_at_r, new.identity)
     figures = (
         f"val/map_at_r {new.figures()['map_at_r']:.4f} against {was.figures()['map_at_r']:.4f}"

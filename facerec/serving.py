@@ -1,8 +1,8 @@
 """The model as MLflow runs it: a models-from-code file, logged by registry.py with the package beside it.
 
 A frame with a column `image` gives embeddings, one with `image_a` and `image_b` gives verdicts. Within a process
-an image is a path or the bytes of a picture file; behind an HTTP server it is base64 and nothing else, so that no
-request can read the server's files.
+an image is a path, the bytes of a picture file, or base64; behind an HTTP server, and for `mlflow models predict`,
+which poses as one, it is base64 and nothing else, so that no request can read the server's files.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
+from facerec.data.pictures import PictureError
 from facerec.embedder import FaceEmbedder
 from facerec.settings import InputError
 
 MAX_ROWS = 1024
+SHORTEST = 64  # characters of a picture file in base64
 AT_ONCE = 2  # requests that decode and compute at the same time; more would only share cores and add memory
 # Any of these says that requests come from outside; who serves in another way sets FACEREC_SERVING=1.
 SERVER_VARIABLES = ("FACEREC_SERVING", "_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "__pyfunc_model_path__")
@@ -64,13 +66,21 @@ class FaceModel(PythonModel):
         how = {name: params[name] for name in ("align", "choice") if params.get(name) is not None}
         columns = _columns(frame)
         if len(columns) == 1:
-            return self._embedder.embed(_pictures(columns[0]), **how)
+            return self._embed(columns[0], how)
         far = 1e-3 if params.get("far") is None else float(params["far"])
         self._embedder.judge(0.0, far)  # an impossible FAR is told before any work
-        a, b = (self._embedder.embed(_pictures(column), **how) for column in columns)
+        a, b = (self._embed(column, how) for column in columns)
         verdicts = [self._embedder.judge(float(s), far) for s in np.clip((a * b).sum(1), -1, 1)]
         names = ("similarity", "probability", "same_person")
         return pd.DataFrame({name: [getattr(v, name) for v in verdicts] for name in names})
+
+    def _embed(self, column: pd.Series, how: dict[str, Any]) -> np.ndarray:
+        """(N, E) embeddings of a column of pictures; an error names the column and the picture in it."""
+        pictures = [_picture(v, f"{column.name}, picture {i}") for i, v in enumerate(column, 1)]
+        try:
+            return self._embedder.embed(pictures, **how)
+        except PictureError as error:
+            raise InputError(f"{column.name}, {error}") from None
 
 
 def _columns(frame: Any) -> list[pd.Series]:
@@ -88,23 +98,28 @@ def _columns(frame: Any) -> list[pd.Series]:
     return [frame[name] for name in given]
 
 
-def _pictures(column: pd.Series) -> list[Any]:
-    return [_picture(value, f"{column.name}, row {i}") for i, value in enumerate(column)]
-
-
 def _picture(value: Any, where: str) -> Any:
+    """Bytes of a picture file, or within a process its path."""
     if isinstance(value, (bytes, bytearray)):
         return bytes(value)
-    if not is_served() and isinstance(value, (str, os.PathLike)):
+    served = is_served()
+    if not served and (isinstance(value, os.PathLike) or _is_path(value)):
         return value
     if not isinstance(value, str):
         raise InputError(f"{where}: a {type(value).__name__}, where a picture is due")
     try:
         return base64.b64decode(value.partition("base64,")[2] or value, validate=True)
     except (binascii.Error, ValueError):
+        if not served:
+            return value
         raise InputError(
             f"{where}: no base64; a server takes the bytes of a picture file as base64 and no paths or URLs"
         ) from None
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a text is too short for a picture in base64, or names a file."""
+    return isinstance(value, str) and (len(value) < SHORTEST or os.path.exists(value))
 
 
 def is_served() -> bool:

@@ -164,6 +164,8 @@ def test_hostile_pictures_are_one_sentence(
 def test_what_is_no_picture(embedder: FaceEmbedder, bad: object, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         embedder.embed([bad])
+    with pytest.raises(InputError, match=reason):
+        embedder.embed(bad)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ def test_a_pair(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["a"] == "one.png" and answer["threshold"] == 0.5
     assert answer["same_person"] is (answer["similarity"] >= 0.5)
     assert (world / "both.png").stat().st_size > 1000
+
+
+def test_a_tracking_server_that_is_not_there(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(InputError, match="does not answer"):
+        ask(capsys, a="one.png", b="two.jpg", model="models:/facerec@champion")
+    assert time.monotonic() - start < 60  # MLflow's client would ask for minutes
 
 
 def test_a_gallery(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

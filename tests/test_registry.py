@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import importlib.metadata
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -67,9 +69,19 @@ def test_a_logged_model_answers_like_the_folder(
     verdicts = model.predict(pairs, params={"far": 0.1})
     assert list(verdicts.columns) == ["similarity", "probability", "same_person"]
     assert verdicts.similarity[1] == pytest.approx(float(expected[0] @ expected[1]), abs=1e-5)
-    for bad in (pd.DataFrame({"image": ["nowhere.png"]}), pd.DataFrame({"picture": paths})):
-        with pytest.raises(MlflowException) as caught:
-            model.predict(bad)
+    assert model.predict(pd.DataFrame({"image": [text(Path(p).read_bytes()) for p in paths]})) == (
+        pytest.approx(expected, abs=1e-6)
+    )
+    assert model.predict(model.input_example).shape == (1, 8)
+    far = "far/" * 20 + "nowhere"  # a path that could be base64 but for its length
+    for bad, told in (
+        ({"image": [paths[0], "nowhere.png"]}, "image, nowhere.png: no such file"),
+        ({"image": [far]}, "no such file"),
+        ({"image_a": paths, "image_b": [paths[0], b"text"]}, "image_b, picture 2: not a picture"),
+        ({"picture": paths}, "a column image is due"),
+    ):
+        with pytest.raises(MlflowException, match=told) as caught:
+            model.predict(pd.DataFrame(bad))
         assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
 
     monkeypatch.setenv("MLFLOW_ALLOW_MODEL_CODE_EXECUTION", "false")
@@ -90,6 +102,47 @@ def test_what_is_logged_beside_the_weights(tmp_path: Path) -> None:
     wanted = (folder / "requirements.txt").read_text().split()
     assert "mlflow<4,>=3.17" in wanted and f"numpy=={np.__version__}" in wanted
     assert not [w for w in wanted if w.startswith(("facerec", "plotly", "optuna", "scikit"))]
+
+
+def environment(folder: Path, requirements: Path) -> Path:
+    """A folder with links to the packages that requirements name, and to what those need in turn, and nothing else."""
+    folder.mkdir()
+    wanted, known = requirements.read_text().split("\n"), set()
+    while wanted:
+        name = re.match(r"[A-Za-z0-9._-]*", wanted.pop())[0]
+        try:
+            package = importlib.metadata.distribution(name)
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            continue  # of another platform
+        if package.name not in known:
+            known.add(package.name)
+            wanted += [r for r in package.requires or [] if "extra ==" not in r]
+            for top in {file.parts[0] for file in package.files} - {"..", "__pycache__"}:
+                if not (folder / top).exists():
+                    (folder / top).symlink_to(package.locate_file(top))
+    return folder
+
+
+USE = """
+import sys
+sys.path.append(sys.argv[1])
+import mlflow
+model = mlflow.pyfunc.load_model(sys.argv[2])
+import facerec
+print(facerec.__file__.startswith(sys.argv[2]), model.predict(model.input_example).shape)
+"""
+
+
+def test_the_requirements_suffice(tmp_path: Path) -> None:
+    """Where no other package is, and no facerec but the model's own."""
+    make_model(tmp_path / "model", backbone="resnet18")
+    uri = f"runs:/{logged(tmp_path / 'model')}/model"
+    model = mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path / "there")).rstrip("/")
+    packages = environment(tmp_path / "packages", Path(model) / "requirements.txt")
+    assert (packages / "torch").exists() and not (packages / "optuna").exists()
+    command = [sys.executable, "-I", "-S", "-c", USE, str(packages), model]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == "True (1, 8)", done.stderr[-2000:]
 
 
 # ---- registering and promoting
@@ -158,6 +211,18 @@ def test_a_champion_that_has_met_the_people_stays(tmp_path: Path, faces: dict[st
     )
 
 
+def test_a_model_that_has_met_the_people_does_not_take_over(
+    tmp_path: Path, faces: dict[str, str]
+) -> None:
+    store = open_store(recipe(data=faces["data"]))
+    person = store.names[store.labels[store.indices("val")[0]]]
+    register(trained(tmp_path / "old", faces, blind=True), "faces", "champion")
+    done = register(
+        trained(tmp_path / "new", faces, blind=False, **seen(person)), "faces", "champion"
+    )
+    assert not done.promoted and "the new model was trained on 1 of the" in done.told
+
+
 def test_what_cannot_be_registered(tmp_path: Path, faces: dict[str, str]) -> None:
     with pytest.raises(InputError, match="run nobody cannot be registered"):
         register("nobody")
@@ -169,7 +234,21 @@ def test_what_cannot_be_registered(tmp_path: Path, faces: dict[str, str]) -> Non
     register(trained(tmp_path / "old", faces, blind=True), "faces", "champion")
     run_id = trained(tmp_path / "new", faces, blind=False)
     (Path(faces["data"]) / "person 1" / "0.png").unlink()
-    with pytest.raises(InputError, match="changed"):
+    with pytest.raises(InputError, match=r"faces version 2 is registered, but .* changed"):
+        register(run_id, "faces", "champion")
+    with pytest.raises(InputError, match=r"version 2 is registered, but .* reserved"):
+        register(run_id, "faces", "latest")
+    assert register(run_id, "faces", "champion", force=True).promoted
+
+
+def test_validation_people_whom_no_model_can_use(
+    tmp_path: Path, faces: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(trained(tmp_path / "old", faces, blind=True), "faces", "champion")
+    run_id = trained(tmp_path / "new", faces, blind=False)
+    nothing = (np.empty((0, 8), np.float32), [], {})
+    monkeypatch.setattr(FaceEmbedder, "embed_usable", lambda self, pictures: nothing)
+    with pytest.raises(InputError, match="both models can use 0"):
         register(run_id, "faces", "champion")
 
 

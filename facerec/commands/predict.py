@@ -75,8 +75,12 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
     if pair == search or len(asked) != 2:
         given = f"; given: {', '.join(asked)}" if asked else ""
         raise InputError(f"give two pictures (a and b), or a probe and a gallery{given}")
-    from facerec.embedder import FaceEmbedder
+    from facerec.embedder import URIS, FaceEmbedder
 
+    if settings.model.startswith(URIS):
+        from facerec.tracking import reach_tracking
+
+        reach_tracking()
     embedder = FaceEmbedder.load(located(settings.model), settings.device)
     answer = compare(embedder, settings) if pair else identify(embedder, settings)
     print(json.dumps(answer) if settings.json else in_words(answer))

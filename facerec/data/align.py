@@ -9,9 +9,10 @@ the five points of ArcFace (Deng et al., 2019).
 from __future__ import annotations
 
 import sys
-import threading
 import types
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import cv2
@@ -124,9 +125,9 @@ def find_faces(picture: np.ndarray) -> list[FoundFace]:
     small = cv2.resize(picture, (width, height), interpolation=how)
     if min(height, width) < MIN_FACE:
         return []
-    detector = _detector()
     try:
-        found = detector.detect_faces(small)
+        with _detector() as detector:
+            found = detector.detect_faces(small)
     except (ValueError, IndexError, AttributeError, cv2.error):  # of a candidate at the border
         return []
     names = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
@@ -208,14 +209,20 @@ def _similarity(source: np.ndarray, target: np.ndarray) -> tuple[complex, comple
     return turn, complex(w.mean() - turn * z.mean())
 
 
-_local = threading.local()
+_idle: list[Any] = []  # detectors; each takes a tenth of a second to make
 
 
-def _detector() -> Any:
-    """This thread's MTCNN; its networks keep state while they run."""
-    if not hasattr(_local, "detector"):
-        _local.detector = _mtcnn()(min_face_size=MIN_FACE)
-    return _local.detector
+@contextmanager
+def _detector() -> Iterator[Any]:
+    """An MTCNN for one caller at a time, since its networks keep state while they run."""
+    try:
+        detector = _idle.pop()
+    except IndexError:
+        detector = _mtcnn()(min_face_size=MIN_FACE)
+    try:
+        yield detector
+    finally:
+        _idle.append(detector)
 
 
 def _mtcnn() -> Any:

