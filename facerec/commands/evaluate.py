@@ -22,11 +22,19 @@ from facerec.data.store import Store
 from facerec.embedder import FaceEmbedder
 from facerec.intervals import Figure
 from facerec.leaks import Leak
-from facerec.measures import Measured, differences, title
+from facerec.measures import Measured, differences
 from facerec.page import write_html
 from facerec.protocols import Protocol, identities, lfw_view1, lfw_view2, pair_list, search
 from facerec.settings import InputError, Settings
-from facerec.tables import Figures, as_metrics, in_words, metric_name, plain, write_json
+from facerec.tables import (
+    Figures,
+    as_cells,
+    as_metrics,
+    in_words,
+    metric_name,
+    plain,
+    write_json,
+)
 from facerec.tracking import Run, TrackingSettings, reach_tracking, say, track
 
 MAX_REFERENCE_PICTURES = 30_000  # raw pixels are 18 times as long as embeddings
@@ -254,8 +262,7 @@ def log(
     mlflow_run.tag({"evaluation.protocol": settings.protocol, "leak": leaks[main].found})
     for name, met in leaks.items():
         prefix = "leak" if name == main else f"leak.{metric_name(name)}"
-        counts = {f"{prefix}.{kind}": count for kind, count in met.counts.items()}
-        mlflow_run.tag({f"{prefix}.told": str(met), **counts})
+        mlflow_run.tag(met.tags(prefix))
 
 
 def draw(
@@ -267,10 +274,7 @@ def draw(
     first: FaceEmbedder,
 ) -> str:
     """The page as HTML."""
-    cells = {
-        name: {title(row): metric(figure) for row, figure in figures.items()}
-        for name, figures in {**table, **gains}.items()
-    }
+    cells = {name: as_cells(figures) for name, figures in {**table, **gains}.items()}
     leaks = any(column.leak is not None and column.leak.found for column in columns.values())
     curves = {name: found.curve for name, found in measured.items() if found.curve is not None}
     return plots.evaluation_page(
@@ -282,10 +286,3 @@ def draw(
         metrics_note=f"{protocol.note} Brackets hold 95 % intervals; differences are paired.",
         thresholds=thresholds(first.calibration),
     )
-
-
-def metric(figure: Figure) -> plots.Metric:
-    """A figure as pages draw it."""
-    if not figure.measured:
-        return plots.Metric(None, note=figure.note)
-    return plots.Metric(figure.value, figure.low, figure.high, figure.note)
