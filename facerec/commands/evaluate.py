@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from facerec import plots
-from facerec.columns import Column, model_column, reference_columns
+from facerec.columns import Column, left_out, model_column, reference_columns
 from facerec.commands.predict import located
 from facerec.commands.visualize import model_store, thresholds
 from facerec.data.store import Store
@@ -37,7 +37,6 @@ from facerec.tables import (
 )
 from facerec.tracking import Run, TrackingSettings, reach_tracking, say, track
 
-MAX_REFERENCE_PICTURES = 30_000  # raw pixels are 18 times as long as embeddings
 STORE_PROTOCOLS = ("identities", "lfw-view1", "lfw-view2")
 
 
@@ -111,7 +110,7 @@ def run(settings: EvaluateSettings, config: str | None = None) -> None:
         for name, embedder in embedders.items():
             own = model_store(settings, embedder) if store is not None else None
             columns[name] = model_column(embedder, protocol.pictures, own, settings.flip)
-        if settings.references and len(protocol.pictures.paths) <= MAX_REFERENCE_PICTURES:
+        if settings.references:
             columns |= reference_columns(first, protocol.pictures, store)
         measured = measure(protocol, columns)
         report(settings, mlflow_run, protocol, columns, measured, first)
@@ -228,15 +227,16 @@ def report(
     table = {marked(name, columns[name]): found.figures for name, found in measured.items()}
     gains = compared(measured, columns)
     leaks = {name: column.leak for name, column in columns.items() if column.is_model}
-    print(
-        "\n".join([protocol.title, *told(columns), protocol.note, "Brackets hold 95 % intervals."])
-    )
+    note = f"{protocol.note} Brackets hold 95 % intervals."
+    if settings.references:
+        note = f"{note} {left_out(protocol.pictures)}".rstrip()
+    print("\n".join([protocol.title, *told(columns), note]))
     print(in_words(table))
     for name, figures in gains.items():
         print(f"\n{in_words({f'{name}, paired': figures})}")
     log(settings, mlflow_run, measured, leaks)
     folder = Path(settings.output) / mlflow_run.id
-    page = draw(protocol, table, gains, measured, columns, first)
+    page = draw(protocol.title, note, table, gains, measured, columns, first)
     mlflow_run.log_file(write_html(page, folder / "evaluation.html"))
     content = {
         "protocol": protocol.title,
@@ -266,7 +266,8 @@ def log(
 
 
 def draw(
-    protocol: Protocol,
+    heading: str,
+    note: str,
     table: Mapping[str, Figures],
     gains: Mapping[str, Figures],
     measured: Mapping[str, Measured],
@@ -280,9 +281,9 @@ def draw(
     return plots.evaluation_page(
         cells,
         curves or None,
-        title=f"Evaluation: {protocol.title}",
+        title=f"Evaluation: {heading}",
         subtitle=", ".join(name for name, column in columns.items() if column.is_model),
         notice=". ".join([*told(columns), ""]).strip() if leaks else "",
-        metrics_note=f"{protocol.note} Brackets hold 95 % intervals; differences are paired.",
+        metrics_note=f"{note} Differences are paired.",
         thresholds=thresholds(first.calibration),
     )
