@@ -197,7 +197,7 @@ def show_mixer(row: dict) -> None:
 
 def kernel_calls(mixer: Mamba, batch: int, length: int) -> Calls:
     """The four kernels on tensors laid out as the mixer's are, a chunk of pictures at a time."""
-    from facerec.model import mamba_cpu
+    from facerec.model import launch_cpu, mamba_cpu
 
     channels, states = mixer.A_log.shape
     xz = torch.randn(batch, length, 2 * channels)
@@ -222,18 +222,18 @@ def kernel_calls(mixer: Mamba, batch: int, length: int) -> Calls:
 
     def conv(part: slice, u: Tensor, delta: Tensor) -> None:
         x, _ = mamba_cpu._halves(xz[part])
-        mamba_cpu._launch_conv(x, weight, mixer.conv1d.bias.detach(), True, False, u)
+        launch_cpu.launch_conv(x, weight, mixer.conv1d.bias.detach(), True, False, u)
 
     def conv_backward(part: slice, u: Tensor, delta: Tensor) -> None:
         x, _ = mamba_cpu._halves(xz[part])
         grad_x, _ = mamba_cpu._halves(grad_xz[part])
-        mamba_cpu._launch_conv_backward(u, x, weight, None, True, False, grad_x)
+        launch_cpu.launch_conv_backward(u, x, weight, None, True, False, grad_x)
 
     def scan(part: slice, u: Tensor, delta: Tensor) -> None:
         _, z = mamba_cpu._halves(xz[part])
         y = out[part].transpose(1, 2)
         rest = (D, z, bias, True, False, y, None, kept_of(part))
-        mamba_cpu._launch_scan(u, delta, A, *matrices(projected[part]), *rest)
+        launch_cpu.launch_scan(u, delta, A, *matrices(projected[part]), *rest)
 
     def scan_backward(part: slice, u: Tensor, delta: Tensor) -> None:
         _, z = mamba_cpu._halves(xz[part])
@@ -241,7 +241,7 @@ def kernel_calls(mixer: Mamba, batch: int, length: int) -> Calls:
         grads = [torch.empty_like(u), torch.empty_like(delta), grad_z]
         inputs = (u, delta, A, *matrices(projected[part]), D, z, bias, True, False)
         grad = out[part].transpose(1, 2)
-        mamba_cpu._launch_scan_backward(
+        launch_cpu.launch_scan_backward(
             grad, None, kept_of(part), *inputs, grads, matrices(grad_projected[part])
         )
 

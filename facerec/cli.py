@@ -126,10 +126,12 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        if mine_to_tell():
+            error.show()
         sys.exit(2)
     except InputError as error:
-        click.echo(f"facerec: {error}", err=True)
+        if mine_to_tell():
+            click.echo(f"facerec: {error}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("facerec: interrupted", err=True)
@@ -137,3 +139,12 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def mine_to_tell() -> bool:
+    """Whether this process tells an error: of several that torchrun has started, one does."""
+    if "WORLD_SIZE" not in os.environ:
+        return True  # without torch, which takes seconds to import
+    from facerec.parallel import first_to_tell
+
+    return first_to_tell()

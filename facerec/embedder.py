@@ -37,6 +37,7 @@ from facerec.verdict import Comparison, judge
 BATCH = 64
 DECODERS = 2  # threads that read pictures for one call
 SHIPPED = ("pretrained", "pretrained-lfw")
+WEIGHTS = Path(__file__).parent / "weights"  # of the shipped models
 URIS = ("runs:/", "models:/")
 MODEL_FOLDER = "artifacts/face_model"  # where registry.py puts it within the MLflow model
 
@@ -293,7 +294,7 @@ def _device(name: str) -> torch.device:
 
 def _shipped(name: str) -> Path:
     """Folder of a model that comes with the package."""
-    folder = Path(__file__).parent / "weights" / name
+    folder = WEIGHTS / name
     if not folder.is_dir():
         raise InputError(
             f"model {name} did not come with this package; train one with `facerec train`"

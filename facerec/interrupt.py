@@ -26,11 +26,12 @@ class StoppedAtOnce(SystemExit):
 
 
 @contextmanager
-def stop_softly(request: Callable[[Stopped], None]) -> Iterator[None]:
+def stop_softly(request: Callable[[Stopped], None], aloud: bool = True) -> Iterator[None]:
     """Hands the first signal to `request`; the second ends the process at once.
 
     Args:
         request: called with the exception that is to be raised when the step at hand is done.
+        aloud: say so.
     """
     asked: float | None = None
 
@@ -42,7 +43,10 @@ def stop_softly(request: Callable[[Stopped], None]) -> Iterator[None]:
         if asked is not None:
             return
         asked = time.monotonic()
-        os.write(2, b"\nfacerec: stopping after this step and saving; once more to stop at once\n")
+        if aloud:
+            os.write(
+                2, b"\nfacerec: stopping after this step and saving; once more to stop at once\n"
+            )
         request(Stopped(code))
 
     before = {number: signal.signal(number, handler) for number in EXIT_CODE}
@@ -50,4 +54,5 @@ def stop_softly(request: Callable[[Stopped], None]) -> Iterator[None]:
         yield
     finally:
         for number, old in before.items():
-            signal.signal(number, old)
+            if signal.getsignal(number) is handler:  # who has set another since then wants that one
+                signal.signal(number, old)

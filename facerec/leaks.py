@@ -21,10 +21,12 @@ class Leak:
     Attributes:
         counts: as of `provenance.met`; empty where the model does not say.
         same_data: whether the model was made from this very data set, so that equal names are one person.
+        teacher: name of the network that it has learnt from, whose own pictures nobody can look up; "" without.
     """
 
     counts: dict[str, int]
     same_data: bool
+    teacher: str = ""
 
     @property
     def found(self) -> bool:
@@ -40,7 +42,8 @@ class Leak:
             return "it does not say whom it was made from, so whether it knows these people is open"
         of = f"{self.counts['people']:,} people and {self.counts['pictures']:,} pictures"
         if not self.found:
-            return f"it has met none of these {of}"
+            taught = f"; whether its teacher {self.teacher} has cannot be checked"
+            return f"it has met none of these {of}{taught if self.teacher else ''}"
         parts = []
         for part, verb in (("train", "trained on"), ("val", "tuned on")):
             people, pictures = (self.counts[f"{part}_{kind}"] for kind in ("people", "pictures"))
@@ -69,9 +72,10 @@ def leak(provenance: Mapping[str, Any], pictures: Pictures, digest: str | None) 
         counts = met(provenance, names, hashes)
     except InputError:
         counts = {}
-    data = provenance.get("data")
+    data, teacher = (provenance.get(key) for key in ("data", "teacher"))
     known = data.get("digest") if isinstance(data, Mapping) else None
-    return Leak(counts, digest is not None and known == digest)
+    taught_by = str(teacher.get("name", "unknown"))[:50] if isinstance(teacher, Mapping) else ""
+    return Leak(counts, digest is not None and known == digest, taught_by)
 
 
 def split_leak(store: Store, rows: np.ndarray) -> Leak:

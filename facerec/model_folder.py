@@ -271,14 +271,14 @@ def _build(folder: Path, config: ModelConfig, weights_bytes: int) -> nn.Module:
     """The configured network with fresh weights, if it can have come from a file of that size."""
     try:
         # Whoever trains must not see the random numbers move.
-        with torch.random.fork_rng(devices=[]), _Budget(2 * weights_bytes + 2**20):
+        with torch.random.fork_rng(devices=[]), _Budget(4 * weights_bytes + 2**20):
             return build_network(config.network, config.image_size)
     except (InputError, ValueError, RuntimeError, AssertionError, TypeError, MemoryError) as error:
         raise InputError(f"{folder / CONFIG}: {one_line(error)[:300]}") from None
 
 
 def _tensors(folder: Path, data: bytes, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, each of the expected shape and type, all finite."""
+    """The weights, each of the expected shape and type, all finite; float16 stands for float32."""
     try:
         tensors = safetensors.torch.load(data)
     except (
@@ -300,6 +300,10 @@ def _tensors(folder: Path, data: bytes, expected: dict[str, Tensor]) -> dict[str
         )
     for name, tensor in tensors.items():
         due = expected[name]
+        if (
+            tensor.dtype == torch.float16 and due.dtype == torch.float32
+        ):  # as shipped models have it
+            tensor = tensors[name] = tensor.float()
         if tensor.shape != due.shape or tensor.dtype != due.dtype:
             raise InputError(
                 f"{folder}: {WEIGHTS}: {name} is {tuple(tensor.shape)} {tensor.dtype}, "

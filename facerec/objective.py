@@ -1,4 +1,4 @@
-"""What a training minimises: a loss and a miner by name, from pytorch-metric-learning.
+"""What a training minimises: a loss and a miner by name, from pytorch-metric-learning; or a teacher's embeddings.
 
 Margins have the unit of their loss: Euclidean distance of unit embeddings for `triplet`, cosine for `cosface`,
 radians for `arcface` and `subcenter_arcface`. A miner and its loss share the one margin.
@@ -14,12 +14,17 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from pydantic import Field
 from pytorch_metric_learning import losses, miners
+from pytorch_metric_learning.utils.common_functions import TorchInitWrapper
 from torch import Tensor, nn
 
 from facerec.settings import InputError, Settings
 
 DEFAULT_MARGIN = {"triplet": 0.2, "arcface": 0.5, "cosface": 0.35, "subcenter_arcface": 0.5}
 CLASSIFYING = ("arcface", "cosface", "subcenter_arcface")
+MINERLESS = (*CLASSIFYING, "distill")
+# Only the direction of a class weight counts, and AdamW moves each element by about lr a step: from the usual standard
+# deviation of 1 the directions would hardly turn within a short training.
+CLASS_WEIGHT_STD = 0.05
 COLLAPSED_SPREAD = 1e-3  # root mean square distance of unit embeddings from their mean
 
 
@@ -29,11 +34,24 @@ class ObjectiveSettings(Settings):
     group: ClassVar[str] = "Objective"
 
     loss: Literal[
-        "triplet", "arcface", "cosface", "subcenter_arcface", "multi_similarity", "supcon"
-    ] = Field("triplet", description="Loss, as in pytorch-metric-learning.")
+        "triplet",
+        "arcface",
+        "cosface",
+        "subcenter_arcface",
+        "multi_similarity",
+        "supcon",
+        "distill",
+    ] = Field(
+        "triplet",
+        description="Loss, as in pytorch-metric-learning; distill: 1 - cosine to the teacher's embedding.",
+    )
+    teacher: Literal["dlib"] | None = Field(
+        None,
+        description="Network whose embeddings distill learns (dlib needs facerec[teacher], embedding_dim 128).",
+    )
     miner: Literal["all", "semihard", "hard", "batch_hard", "multi_similarity", "none"] = Field(
         "all",
-        description="Which triplets or pairs of a batch count; ignored by the losses over all identities.",
+        description="Which triplets or pairs of a batch count; ignored by distill and the losses over all identities.",
     )
     margin: float | None = Field(
         None,
@@ -60,16 +78,29 @@ class LossOfBatch(NamedTuple):
 
 
 class Objective(nn.Module):
-    """Loss + miner. Losses over all identities hold a weight a class, so this is a module with parameters."""
+    """Loss + miner. Losses over all identities hold a weight a class, so this is a module with parameters.
 
-    def __init__(self, settings: ObjectiveSettings, identities: int, embedding_dim: int) -> None:
+    Args:
+        targets: (N, E) unit length, what `distill` is to say of each training picture.
+
+    Attributes:
+        by_picture: whether the labels of `forward` are rows of `targets` instead of identities.
+    """
+
+    def __init__(
+        self,
+        settings: ObjectiveSettings,
+        identities: int,
+        embedding_dim: int,
+        targets: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        self.name = settings.loss
+        self.name, self.by_picture = settings.loss, settings.loss == "distill"
         self.margin = settings.margin or DEFAULT_MARGIN.get(settings.loss)
         self.margin_warmup_epochs = settings.margin_warmup_epochs
-        self.loss = make_loss(settings, self.margin, identities, embedding_dim)
+        self.loss = make_loss(settings, self.margin, identities, embedding_dim, targets)
         self.miner = (
-            None if settings.loss in CLASSIFYING else make_miner(settings.miner, self.margin or 0.2)
+            None if settings.loss in MINERLESS else make_miner(settings.miner, self.margin or 0.2)
         )
         self.full_margin = getattr(self.loss, "margin", None)
 
@@ -83,7 +114,7 @@ class Objective(nn.Module):
 
         Args:
             embeddings: (B, E) float32, unit length.
-            labels: (B,) int64, 0 ... identities - 1.
+            labels: (B,) int64, 0 ... identities - 1; with `by_picture` 0 ... N - 1.
         """
         if self.miner is None:
             mined = torch.tensor(len(labels))
@@ -92,11 +123,31 @@ class Objective(nn.Module):
         return LossOfBatch(self.loss(embeddings, labels, indices), torch.tensor(len(indices[0])))
 
 
+class Distillation(nn.Module):
+    """Mean of 1 - cosine between a picture's embedding and its row of `targets` (N, E)."""
+
+    def __init__(self, targets: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("targets", targets, persistent=False)
+
+    def forward(self, embeddings: Tensor, rows: Tensor) -> Tensor:
+        return 1 - (embeddings * self.targets[rows]).sum(1).mean()
+
+
 def make_loss(
-    settings: ObjectiveSettings, margin: float | None, identities: int, embedding_dim: int
+    settings: ObjectiveSettings,
+    margin: float | None,
+    identities: int,
+    embedding_dim: int,
+    targets: Tensor | None = None,
 ) -> nn.Module:
     """The loss that the settings name."""
-    classes = {"num_classes": identities, "embedding_size": embedding_dim, "scale": settings.scale}
+    classes = {
+        "num_classes": identities,
+        "embedding_size": embedding_dim,
+        "scale": settings.scale,
+        "weight_init_func": TorchInitWrapper(nn.init.normal_, std=CLASS_WEIGHT_STD),
+    }
     match settings.loss:
         case "triplet":
             return losses.TripletMarginLoss(margin=margin)
@@ -110,6 +161,8 @@ def make_loss(
             return losses.MultiSimilarityLoss()
         case "supcon":
             return losses.SupConLoss(temperature=settings.temperature)
+        case "distill":
+            return Distillation(targets)
 
 
 def make_miner(name: str, margin: float) -> nn.Module | None:

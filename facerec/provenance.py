@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 PARTS = ("train", "val")
 PATHS = ("data", "cache", "output")  # settings whose folders are nobody's business
+LFW_TERMS = """
+**For research only**: Labeled Faces in the Wild is offered for research, and its authors ask that it is not taken for
+evidence that an algorithm suits a commercial purpose. Its pictures are of public figures in the news, found without
+asking them; women, children, people above 80 and many ethnic groups are few in it, and extreme light and pose are rare.
+"""
 
 
 def provenance(
@@ -33,8 +39,9 @@ def provenance(
     Args:
         store: the data; its train part was learnt from, its val part was tuned on.
         settings: the recipe; of paths in it only the last part is kept.
-        earlier: provenance of the model whose weights this training started from; whom that one met, this one has.
-        facts: more of it, as JSON holds it: `run_id`, `git_commit`, `initial_model` ...
+        earlier: provenance of the model whose weights this training started from; whom that one met, this one has,
+            and its teacher was this one's.
+        facts: more of it, as JSON holds it: `run_id`, `teacher`, `git_commit`, `initial_model` ...
 
     Returns:
         {"salt", "data": {"name", "digest"}, "recipe", "train": {"people", "pictures", "people_hashes",
@@ -60,7 +67,9 @@ def provenance(
     recipe = as_params(settings) if isinstance(settings, Settings) else dict(settings)
     recipe |= {name: Path(recipe[name]).name for name in PATHS if name in recipe}
     data = {"name": store.name, "digest": store.digest}
-    return {"salt": salt, "data": data, "recipe": recipe, **parts, **facts}
+    teacher = (earlier or {}).get("teacher")
+    taught = {"teacher": teacher} if isinstance(teacher, Mapping) else {}
+    return {"salt": salt, "data": data, "recipe": recipe, **parts, **taught, **facts}
 
 
 def met(
@@ -134,7 +143,7 @@ Data set `{data["name"]}`, content digest `{data["digest"][:16]}`.
 People of the data set's test part were not seen. `provenance.json` lists salted hashes of the names and pictures,
 so that an evaluation can tell whether its people were met in training. **A salted hash of a name can still be
 guessed**: who tries a list of names learns which of them are in it. It holds no names, pictures or paths of pictures.
-
+{teacher_words(provenance.get("teacher"))}{LFW_TERMS if data["name"] == "lfw" else ""}
 ## Figures
 
 On the validation people, whom stopping and thresholds were chosen on; for a figure to quote, run `evaluate` on others.
@@ -155,6 +164,19 @@ On the validation people, whom stopping and thresholds were chosen on; for a fig
 | setting | value |
 |---|---|
 {knobs}
+"""
+
+
+def teacher_words(teacher: Mapping[str, str] | None) -> str:
+    """What the card says of the network that the model, or the one that it started from, has learnt from."""
+    if teacher is None:
+        return ""
+    teacher = defaultdict(lambda: "unknown", teacher)
+    return f"""
+**It has learnt from a teacher**: from the embeddings that {teacher["name"]}'s {teacher["network"]} gives for these
+pictures ({teacher["source"]}, {teacher["licence"]}, SHA-256 `{teacher["sha256"][:16]}`). That network has learnt from
+{teacher["learnt_from"]}; {teacher["overlap"]}. So figures of this model are not those of training without outside
+data, and the hashes tell only whom the student met, not whom its teacher did.
 """
 
 

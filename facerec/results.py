@@ -17,6 +17,7 @@ from facerec.model_folder import write_model
 from facerec.page import write_html
 from facerec.provenance import model_card, provenance
 from facerec.registry import log_model
+from facerec.teacher import TEACHERS
 from facerec.tracking import Run, say
 from facerec.trainer import Trainer
 
@@ -42,7 +43,8 @@ def keep_results(
     run.tag({"best.epoch": int(best["epoch"])})
     embeddings = embed_pictures(network, store.images, rows, trainer.device) if len(rows) else None
     earlier = inherited(trainer, run, settings.init, best) if settings.init else None
-    made_from = provenance(store, settings, earlier, run_id=run.id)
+    facts = {"teacher": TEACHERS[settings.teacher].about} if settings.teacher else {}
+    made_from = provenance(store, settings, earlier, run_id=run.id, **facts)
     figures = {name: value for name, value in best.items() if name.startswith("val/")}
     write_model(
         folder / "model",

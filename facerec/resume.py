@@ -49,6 +49,15 @@ class Resumed(NamedTuple):
                 f"{store.digest[:12]}: its pictures have changed; bring them back, or start a new run"
             )
 
+    def check_ranks(self, ranks: int) -> None:
+        """Raises InputError where another number of processes is to go on: its batches would be others."""
+        trained = self.checkpoint.state.get("ranks", 1)
+        if trained != ranks:
+            raise InputError(
+                f"run {self.run_id} was trained by {trained} rank(s), and this is to be {ranks}: go on with as many "
+                "as before (torchrun --nproc-per-node), or start a new run"
+            )
+
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:

@@ -1,8 +1,11 @@
 """The loop: batches → embeddings → loss → weights, with schedule, EMA, validation and checkpoints.
 
-Every random number of step s is drawn from generators seeded by (seed, s), and the learning rate is a function of
-s, so the state of a training is its weights, its optimiser, its EMA and a few counters: a checkpoint written after
+Every random number of step s is drawn from generators seeded by (seed, s, rank), and the learning rate is a function
+of s, so the state of a training is its weights, its optimiser, its EMA and a few counters: a checkpoint written after
 any step goes on to the same weights, bit for bit.
+
+Under torchrun each rank embeds its share of a batch and computes the loss of the whole (parallel.py says what that
+does to the gradient); ranks take the same steps, and fail and stop after the same one.
 
 Axes: B batch, H W picture, E embedding_dim.
 """
@@ -21,6 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from facerec import parallel
 from facerec.checkpoint import Checkpoint
 from facerec.compute import autocast, embed_pictures, resolve_device, to_device
 from facerec.data.batches import (
@@ -33,6 +37,7 @@ from facerec.data.batches import (
     to_input,
 )
 from facerec.data.store import Store
+from facerec.interrupt import Stopped
 from facerec.metrics import validation_figures
 from facerec.objective import COLLAPSED_SPREAD, Objective, spread
 from facerec.optimization import Average, clone_state, learning_rate, parameter_groups
@@ -107,7 +112,12 @@ class Trainer:
         self.settings, self.store, self.save, self.progress = settings, store, save, progress
         self.train_indices, self.val_indices = store.indices("train"), store.indices("val")
         self.train_labels = np.unique(store.labels[self.train_indices], return_inverse=True)[1]
-        check_batches(self.train_labels, settings)
+        # What the objective is told of each picture; batches are drawn by identity either way.
+        self.targets = (
+            np.arange(len(self.train_labels)) if objective.by_picture else self.train_labels
+        )
+        check_whole_batch(self.train_labels, settings)
+        self.batch = whole_batch(settings)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for what stays float32
             torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bits
@@ -115,13 +125,14 @@ class Trainer:
         self.network = network.to(self.device)
         self.objective = objective.to(self.device)
         self.average = Average(self.network, settings.ema)
+        self.replica = parallel.replicate(self.network, to_input(self.load(np.arange(2))))
         self.optimizer = torch.optim.AdamW(
             parameter_groups([self.network, self.objective], settings.weight_decay),
             lr=settings.lr,
             fused=True,
         )
         self.generator = torch.Generator(self.device)
-        self.steps_per_epoch = len(self.train_indices) // settings.batch_size
+        self.steps_per_epoch = len(self.train_indices) // self.batch.batch_size
         self.step, self.best_value, self.history = 0, -1.0, []
         self.best = clone_state(self.average.network)
         self.sums = {"loss": 0.0, "triplets": 0.0}
@@ -141,7 +152,7 @@ class Trainer:
 
     def progress_bar(self) -> tqdm:
         """Pictures per second and time left, for the whole training; sparse where nobody watches."""
-        size = self.settings.batch_size
+        size = self.batch.batch_size
         return tqdm(
             total=self.settings.epochs * self.steps_per_epoch * size,
             initial=self.step * size,
@@ -163,11 +174,11 @@ class Trainer:
             self.train_step(positions)
             pictures += len(positions)
             bar.update(len(positions))
-            if self.stop is not None:
+            stop, due = self.agreed()
+            if stop is not None or due:
                 self.checkpoint()
-                raise self.stop
-            if time.monotonic() - self.saved_at > self.settings.checkpoint_minutes * 60:
-                self.checkpoint()
+            if stop is not None:
+                raise stop
         self.read_sums()
         seconds = time.monotonic() - started
         row = {
@@ -184,10 +195,20 @@ class Trainer:
         )
         return row
 
+    def agreed(self) -> tuple[BaseException | None, bool]:
+        """What to raise now, and whether a checkpoint is due: after the same step on all ranks, whichever was asked."""
+        due = time.monotonic() - self.saved_at > self.settings.checkpoint_minutes * 60
+        code, due = parallel.largest(getattr(self.stop, "code", 0), due)
+        return self.stop or (Stopped(code) if code else None), bool(due)
+
     def plan(self, epoch: int) -> np.ndarray:
         """Batches of an epoch (steps, batch_size): by chance, or of people who are confused with each other now."""
         if not self.settings.confusable:
-            return epoch_batches(self.train_labels, self.settings, self.settings.seed, epoch)
+            return epoch_batches(self.train_labels, self.batch, self.settings.seed, epoch)
+        return parallel.from_first(lambda: self.plan_confusable(epoch))
+
+    def plan_confusable(self, epoch: int) -> np.ndarray:
+        """The same, of people whom the averaged network confuses."""
         embeddings = embed_pictures(
             self.average.network,
             self.store.images,
@@ -196,9 +217,7 @@ class Trainer:
             self.settings.precision,
         )
         nearest = confusable_people(embeddings, self.train_labels)
-        return confusable_batches(
-            self.train_labels, nearest, self.settings, self.settings.seed, epoch
-        )
+        return confusable_batches(self.train_labels, nearest, self.batch, self.settings.seed, epoch)
 
     def train_step(self, positions: np.ndarray) -> None:
         """One optimiser step on the training pictures at `positions`."""
@@ -207,12 +226,13 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.objective.at_epoch(self.step / self.steps_per_epoch)
-        pictures, labels = self.load(positions)
+        pictures = self.load(parallel.share(positions))
+        labels = to_device(self.targets[positions], self.device)
         self.network.train()
         pictures = augment(to_input(pictures), self.settings, self.generator)
         with autocast(self.settings.precision, self.device):
-            embeddings = self.network(pictures)
-        loss, mined = self.objective(embeddings, labels)
+            embeddings = self.replica(pictures)
+        loss, mined = self.objective(parallel.gather(embeddings), labels)
         self.last_loss = loss.detach()
         if self.device.type == "cpu" or self.step % READ_EVERY == 0:
             self.check_loss()
@@ -235,12 +255,11 @@ class Trainer:
             return None
         return torch.from_numpy(self.store.images[self.train_indices]).to(self.device)
 
-    def load(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Training pictures (B, H, W, 3) uint8 and labels (B,), on the device."""
-        labels = to_device(self.train_labels[positions], self.device)
+    def load(self, positions: np.ndarray) -> Tensor:
+        """Training pictures (B, H, W, 3) uint8, on the device."""
         if self.resident is not None:
-            return self.resident[to_device(positions, self.device)], labels
-        return to_device(self.store.images[self.train_indices[positions]], self.device), labels
+            return self.resident[to_device(positions, self.device)]
+        return to_device(self.store.images[self.train_indices[positions]], self.device)
 
     def read_sums(self) -> None:
         """Sums of the epoch as numbers; waits for the device."""
@@ -248,8 +267,8 @@ class Trainer:
         self.sums = {name: float(value) for name, value in self.sums.items()}
 
     def seed_step(self) -> None:
-        """Seeds torch's generator and the augmentation's by (seed, step), each in its own way."""
-        sequence = np.random.SeedSequence([self.settings.seed, self.step])
+        """Seeds torch's generator and the augmentation's by (seed, step, rank), each in its own way."""
+        sequence = np.random.SeedSequence([self.settings.seed, self.step, parallel.world().rank])
         of_torch, of_augmentation = (
             int(word >> 1) for word in sequence.generate_state(2, np.uint64)
         )
@@ -267,7 +286,7 @@ class Trainer:
 
     def finish_epoch(self, row: dict[str, float]) -> dict[str, float]:
         """Validates, keeps the best weights, notes the row and writes a checkpoint."""
-        row.update(self.validate())
+        row.update(parallel.from_first(self.validate))
         self.history.append(row)
         self.sums = {"loss": 0.0, "triplets": 0.0}
         value = row.get(
@@ -376,3 +395,20 @@ def confusable_people(embeddings: Tensor, labels: np.ndarray, count: int = 64) -
 
 class TrainingSettings(TrainerSettings, BatchSettings):
     """What a Trainer reads."""
+
+
+def whole_batch(settings: Any) -> Any:
+    """The same settings with the pictures of all ranks as batch_size, which is a rank's own."""
+    ranks = parallel.world().size
+    return settings.model_copy(update={"batch_size": settings.batch_size * ranks})
+
+
+def check_whole_batch(labels: np.ndarray, settings: Any) -> None:
+    """Raises InputError where the batch of all ranks cannot be filled from the training pictures."""
+    ranks = parallel.world().size
+    try:
+        check_batches(labels, whole_batch(settings))
+    except InputError as error:
+        if ranks == 1:
+            raise
+        raise InputError(f"counting the pictures of all {ranks} ranks, {error}") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from facerec import FaceEmbedder
@@ -181,6 +182,15 @@ def test_what_is_no_model(source: str, device: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:
         FaceEmbedder.load(source, device)
     assert "\n" not in str(caught.value)
+
+
+def test_shipped_models_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("facerec.embedder.WEIGHTS", tmp_path)
+    network = make_model(tmp_path / "pretrained")
+    found = FaceEmbedder.load("pretrained", "cpu").network
+    assert torch.equal(found.head.weight, network.head.weight)
+    with pytest.raises(InputError, match="pretrained-lfw did not come with"):
+        FaceEmbedder.load("pretrained-lfw")
 
 
 def test_a_folder_needs_no_mlflow(folder: Path, tmp_path: Path) -> None:

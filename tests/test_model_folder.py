@@ -41,6 +41,17 @@ def test_baselines_come_back_too(tmp_path: Path, backbone: str) -> None:
         assert torch.allclose(network(x), again, atol=1e-6)
 
 
+def test_half_precision_is_read_as_single(tmp_path: Path) -> None:
+    network = make_model(tmp_path / "model")
+    weights(lambda t: t.update({k: v.half() for k, v in t.items() if v.is_floating_point()}))(
+        tmp_path / "model"
+    )
+    found = read_model(tmp_path / "model").network.state_dict()
+    for name, tensor in network.state_dict().items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.allclose(found[name], tensor, rtol=1e-3, atol=1e-5)
+
+
 def edit(change: Callable[[dict], object]) -> Callable[[Path], None]:
     """Alter config.json."""
 
@@ -151,7 +162,7 @@ ATTACKS = {
     "other shape": (weights(head), "head.weight is (9, 16)"),
     "missing tensor": (weights(lambda t: t.pop("head.bias")), "lacks tensor head.bias"),
     "extra tensor": (weights(lambda t: t.update(extra=torch.zeros(1))), "unknown tensor extra"),
-    "half precision": (weights(lambda t: t.update(positions=t["positions"].half())), "float16"),
+    "double precision": (weights(lambda t: t.update(positions=t["positions"].double())), "float64"),
     "not finite": (weights(lambda t: t["head.bias"].fill_(float("nan"))), "NaN"),
     "pickle": (replaced("weights.safetensors", pickle.dumps({"a": 1})), "no safetensors file"),
     "zip": (replaced("weights.safetensors", b"PK\x03\x04" * 100), "no safetensors file"),
@@ -251,4 +262,6 @@ def test_card_says_what_it_must() -> None:
     card = model_card(recipe(), {"val/map_at_r": 0.51234}, made)
     assert "| val/map_at_r | 0.5123 |" in card
     assert "can still be\nguessed" in card and "4 pictures of 2 people" in card
-    assert "## Limits" in card and "## Intended use" in card
+    assert "## Limits" in card and "## Intended use" in card and "Labeled Faces" not in card
+    made["data"]["name"] = "lfw"
+    assert "research only" in model_card(recipe(), {}, made)

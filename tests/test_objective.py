@@ -59,6 +59,16 @@ def test_margin_rises_over_the_warm_up():
         assert objective.loss.margin == pytest.approx(margin)
 
 
+def test_distillation_by_hand():
+    """Cosines 1, 0 and -1 to the teacher's rows 2, 0 and 2."""
+    targets = torch.tensor([[1.0, 0], [0.6, 0.8], [0, 1.0]])
+    objective = Objective(ObjectiveSettings(loss="distill", teacher="dlib"), 2, 2, targets)
+    points = torch.tensor([[0.0, 1], [0, 1], [0, -1]])
+    loss, count = objective(points, torch.tensor([2, 0, 2]))
+    assert objective.by_picture and count == 3 and loss.item() == pytest.approx((0 + 1 + 2) / 3)
+    assert not objective.state_dict()  # the rows stay out of checkpoints
+
+
 def test_spread():
     assert spread(torch.ones(5, 3)) == 0
     assert spread(torch.tensor([[1.0, 0], [-1, 0]])) == 1

@@ -10,6 +10,8 @@ from click.testing import CliRunner
 from pydantic import Field
 
 from facerec.cli import ENTRIES, Commands, facerec, load, project_text
+from facerec.model.network import check_sizes
+from facerec.objective import check_objective
 from facerec.settings import InputError, Settings, SettingsCommand, as_params, canonical, resolve
 from tests.conftest import PROJECT
 
@@ -101,9 +103,12 @@ def test_mlproject_is_the_model():
 
 
 def test_recipes_are_valid():
-    model, _ = load(ENTRIES["train"])
     for recipe in sorted((PROJECT / "configs").glob("*.yaml")):
-        resolve(model, {}, str(recipe))
+        second_stage = recipe.stem.endswith("-hard")
+        model, _ = load(ENTRIES["finetune" if second_stage else "train"])
+        settings = resolve(model, {"model": "pretrained"} if second_stage else {}, str(recipe))
+        check_objective(settings)
+        check_sizes(settings, settings.image_size)
 
 
 def test_conda_environment_lists_the_package_requirements():

@@ -6,9 +6,12 @@ Pictures of people go in; a run with its parameters, metrics, pages and a model 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,11 +19,12 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from facerec import parallel
 from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.compute import resolve_device
 from facerec.data.align import AlignSettings
-from facerec.data.batches import check_batches
 from facerec.data.demo import color_histogram, raw_pixels
 from facerec.data.store import DataSettings, Store, open_store
 from facerec.embedder import FaceEmbedder
@@ -31,10 +35,11 @@ from facerec.model.scan import resolve_backend
 from facerec.objective import Objective, ObjectiveSettings, check_objective
 from facerec.registry import register
 from facerec.results import keep_results
-from facerec.resume import alone, asked_to_resume, find, settings_of_checkpoint
+from facerec.resume import Resumed, alone, asked_to_resume, find, settings_of_checkpoint
 from facerec.settings import InputError, as_params, one_line, resolve
+from facerec.teacher import check_teacher, teacher_rows
 from facerec.tracking import Run, TrackingSettings, reach_tracking, say, track
-from facerec.trainer import Trainer, TrainingFailed, TrainingSettings
+from facerec.trainer import Trainer, TrainingFailed, TrainingSettings, check_whole_batch
 
 
 class TrainSettings(
@@ -82,14 +87,50 @@ def run(settings: TrainSettings, config: str | None = None) -> None:
         InputError: for anything in the settings or the data that cannot work; before the run starts where possible.
     """
     check(settings)
-    reach_tracking()
-    resumed = find(settings.output, settings.resume) if settings.resume else None
-    store = open_store(settings)
-    if resumed:
-        resumed.check_data(store)
-        for sentence in resumed.damaged:
-            say(f"{sentence}; going on from the one before")
-    check_batches(store.labels[store.indices("train")], settings)
+    with parallel.ranks(settings.device):
+        parallel.from_first(reach_tracking)
+        resumed = None
+        if settings.resume:
+            resumed = parallel.from_first(lambda: find(settings.output, settings.resume))
+            resumed.check_ranks(parallel.world().size)
+        store = parallel.first_before_others(lambda: open_data(settings))
+        if resumed:
+            resumed.check_data(store)
+            for sentence in resumed.damaged:
+                say(f"{sentence}; going on from the one before")
+        check_whole_batch(store.labels[store.indices("train")], settings)
+        if settings.teacher:  # its answers, before the run starts
+            parallel.first_before_others(lambda: teacher_rows(settings, store, "train"))
+        try:
+            if parallel.is_first():
+                lead(settings, config, store, resumed)
+            else:
+                follow(settings, store, resumed)
+        except (Stopped, TrainingFailed):  # on all ranks: torchrun ends them when one has ended
+            parallel.wait_for_first()
+            raise
+
+
+def open_data(settings: TrainSettings) -> Store:
+    """The store; what is to be built anew is so by the first rank alone."""
+    if not parallel.is_first():
+        settings = settings.model_copy(update={"rebuild_store": False})
+    return open_store(settings)
+
+
+def follow(settings: TrainSettings, store: Store, resumed: Resumed | None) -> None:
+    """What a rank other than the first does: the same steps, of which it keeps and tells nothing."""
+    trainer = make_trainer(
+        settings, store, Path(settings.output), resumed.checkpoint if resumed else None
+    )
+    with stopping_softly(trainer):
+        deque(trainer, maxlen=0)
+
+
+def lead(
+    settings: TrainSettings, config: str | None, store: Store, resumed: Resumed | None
+) -> None:
+    """What the first rank, or the only one, does."""
     with track(settings, resumed.run_id if resumed else None) as mlflow_run:
         if not resumed:
             mlflow_run.log_settings(settings, config)
@@ -128,12 +169,12 @@ def train_alone(
     """`train` in a folder that no other process trains in."""
     trainer = make_trainer(settings, store, folder, checkpoint)
     describe(mlflow_run, trainer, store)
-    references = reference_lines(store)
+    references = reference_lines(settings, store)
     if not checkpoint:
         mlflow_run.log_metrics(
             {f"val/{name}_recall_at_1": value for name, value in references.items()}, step=0
         )
-    with stop_softly(lambda stopped: setattr(trainer, "stop", stopped)):
+    with stopping_softly(trainer):
         try:
             fit(trainer, mlflow_run, on_epoch)
         except (Stopped, TrainingFailed):
@@ -141,6 +182,14 @@ def train_alone(
             raise
         keep_results(trainer, mlflow_run, settings, folder, references)
     return trainer
+
+
+@contextmanager
+def stopping_softly(trainer: Trainer) -> Iterator[None]:
+    """Signals stop the trainer after the step at hand, on all ranks; so does the end of a rank, at once."""
+    soft = stop_softly(lambda stopped: setattr(trainer, "stop", stopped), parallel.is_first())
+    with soft, parallel.lost_ranks_told():
+        yield
 
 
 def make_trainer(
@@ -156,10 +205,19 @@ def make_trainer(
     if settings.init and not checkpoint:
         start_from(network, settings.init)
     identities = len(np.unique(store.labels[store.indices("train")]))
-    objective = Objective(settings, identities, settings.embedding_dim)
-    save = keeper(folder, settings, store)
+    targets, facts = None, {}
+    if settings.teacher:
+        targets = torch.from_numpy(teacher_rows(settings, store, "train", progress))
+        facts["teacher_digest"] = hashlib.sha256(targets.numpy().tobytes()).hexdigest()
+    objective = Objective(settings, identities, settings.embedding_dim, targets)
+    save = keeper(folder, settings, store, facts)
     trainer = Trainer(network, objective, store, settings, save, progress)
     if checkpoint:
+        if checkpoint.state.get("teacher_digest") != facts.get("teacher_digest"):
+            raise InputError(
+                f"the answers of the teacher {settings.teacher} are not those that the run was trained on: bring back "
+                "the cache folder that it had, or start a new run"
+            )
         trainer.restore(checkpoint)
     return trainer
 
@@ -179,10 +237,15 @@ def start_from(network: nn.Module, source: str) -> None:
         ) from None
 
 
-def keeper(folder: Path, settings: TrainSettings, store: Store) -> Callable[..., Path]:
-    """Saves checkpoints that know their settings and data."""
+def keeper(
+    folder: Path, settings: TrainSettings, store: Store, more: Mapping[str, Any]
+) -> Callable[..., Path]:
+    """Saves checkpoints that know their settings, data and what `more` says; the first rank's do for all."""
+    if not parallel.is_first():
+        return lambda step, tensors, state: None
     checkpoints = Checkpoints(folder / "checkpoints")
-    facts = {"settings": as_params(settings), "data_digest": store.digest}
+    facts = {"settings": as_params(settings), "data_digest": store.digest, **more}
+    facts["ranks"] = parallel.world().size
     return lambda step, tensors, state: checkpoints.save(step, tensors, {**state, **facts})
 
 
@@ -194,6 +257,7 @@ def check(settings: TrainSettings) -> None:
     except (ValueError, ImportError) as error:
         raise InputError(f"scan_backend={settings.scan_backend}: {one_line(error)}") from error
     check_objective(settings)
+    check_teacher(settings)
     check_sizes(settings, settings.image_size)
     output = Path(settings.output)
     try:
@@ -222,20 +286,30 @@ def describe(mlflow_run: Run, trainer: Trainer, store: Store) -> None:
     mlflow_run.tag(
         {"parameters": parameters, "scan.backend": backend, "device": str(trainer.device)}
     )
+    if (ranks := parallel.world().size) > 1:
+        mlflow_run.tag({"ranks": ranks})
+        batch = trainer.batch.batch_size
+        say(f"{ranks} ranks of {batch // ranks} pictures each: batches of {batch}")
+        if any(isinstance(part, BatchNorm) for part in trainer.network.modules()):
+            say(
+                f"batch norms take their statistics over the {batch // ranks} pictures of a rank, and the first rank's "
+                "are kept; norm=group has none"
+            )
 
 
-def reference_lines(store: Store) -> dict[str, float]:
-    """Validation Recall@1 of the nearest neighbour on features that know nothing of faces."""
+def reference_lines(settings: TrainSettings, store: Store) -> dict[str, float]:
+    """Validation Recall@1 of the nearest neighbour on features that know nothing of faces, and on the teacher's."""
     indices = store.indices("val")
     if not len(indices):
         say("too few people to validate with: the weights of the last epoch are kept")
         return {}
-    features = {"raw_pixels": raw_pixels, "color_histogram": color_histogram}
+    pictures = store.images[indices]
+    features = {"raw_pixels": raw_pixels(pictures), "color_histogram": color_histogram(pictures)}
+    if settings.teacher:
+        features["teacher"] = teacher_rows(settings, store, "val")
     lines = {
-        name: retrieval(compute(store.images[indices]), store.labels[indices]).figures()[
-            "recall_at_1"
-        ]
-        for name, compute in features.items()
+        name: retrieval(values, store.labels[indices]).figures()["recall_at_1"]
+        for name, values in features.items()
     }
     say(
         "reference: validation Recall@1 "

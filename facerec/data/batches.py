@@ -27,7 +27,9 @@ class BatchSettings(Settings):
 
     group: ClassVar[str] = "Batches"
 
-    batch_size: int = Field(128, ge=2, le=65536, description="Pictures in a batch.")
+    batch_size: int = Field(
+        128, ge=2, le=65536, description="Pictures in a batch; under torchrun, of each rank."
+    )
     images_per_identity: int = Field(
         4,
         ge=1,

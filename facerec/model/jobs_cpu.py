@@ -19,9 +19,11 @@ import os
 import sys
 import tempfile
 import threading
+from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import CDLL, CFUNCTYPE, addressof, c_int64, c_uint, c_void_p
+from ctypes import CDLL, CFUNCTYPE, c_int64, c_uint, c_void_p
+from functools import cached_property
 from pathlib import Path
 
 import numba
@@ -32,6 +34,14 @@ from torch import Tensor
 
 from facerec.model.simd_cpu import fetch_add, load_int
 
+_SOURCES = (
+    "jobs_cpu.py",
+    "simd_cpu.py",
+    "tiles_cpu.py",
+    "scan_cpu.py",
+    "scan_grad_cpu.py",
+    "conv_cpu.py",
+)
 _HEADER, _SIZES, _VIEW = 5, 11, 5  # int64 of a job: counters and scratch, sizes, one view
 
 
@@ -84,17 +94,22 @@ class Kernel:
 
     def __init__(self, function: Callable[[int], None]) -> None:
         self._function = function
-        self._compiled = None
         self.__doc__ = function.__doc__
 
-    @property
+    @cached_property
+    def _compiled(self):
+        with _compiling:
+            return self.__dict__.get("_compiled") or _compile(self._function)
+
+    @cached_property
     def address(self) -> int:
         """Of the machine code."""
-        if self._compiled is None:
-            with _compiling:
-                if self._compiled is None:
-                    self._compiled = _compile(self._function)
         return self._compiled.address
+
+    @cached_property
+    def call(self) -> Callable[[int], None]:
+        """The machine code as a function of a job's address, which holds no GIL."""
+        return CFUNCTYPE(None, c_int64)(self.address)
 
 
 _compiling = threading.RLock()
@@ -131,8 +146,8 @@ def kernel_folder() -> Path | None:
         A folder for this very source and Numba, that nobody else can write; None where there is none.
     """
     here = Path(__file__).parent
-    source = b"".join((here / name).read_bytes() for name in ("simd_cpu.py", "scan_cpu.py"))
-    source += Path(__file__).read_bytes() + numba.__version__.encode()
+    source = b"".join((here / name).read_bytes() for name in _SOURCES)
+    source += numba.__version__.encode()
     name = f"kernels-{hashlib.sha256(source).hexdigest()[:16]}"
     if numba.config.CACHE_DIR:
         candidates = [Path(numba.config.CACHE_DIR)]
@@ -206,14 +221,11 @@ def launch(
     numbers = [0, 0, tasks, address, scratch, *sizes, *[0] * (_SIZES - len(sizes))]
     for integers in views:
         numbers += integers
-    job = (c_int64 * len(numbers))(*numbers)
+    job = array("q", numbers)
     if threads == 1:
-        _call(kernel.address)(addressof(job))
+        kernel.call(job.buffer_info()[0])
     else:
-        _run_in_parallel(kernel.address, addressof(job), threads)
-
-
-_call = CFUNCTYPE(None, c_int64)
+        _run_in_parallel(kernel, job.buffer_info()[0], threads)
 
 
 def _openmp():
@@ -231,16 +243,16 @@ _executor: ThreadPoolExecutor | None = None
 _ran_in_parallel = False
 
 
-def _run_in_parallel(function: int, job: int, threads: int) -> None:
+def _run_in_parallel(kernel: Kernel, job: int, threads: int) -> None:
     global _executor, _ran_in_parallel
     _ran_in_parallel = True
     if _gomp_parallel is not None:
-        _gomp_parallel(function, job, threads, 0)
+        _gomp_parallel(kernel.address, job, threads, 0)
         return
     if _executor is None:
         _executor = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="facerec")
-    others = [_executor.submit(_call(function), job) for _ in range(threads - 1)]
-    _call(function)(job)
+    others = [_executor.submit(kernel.call, job) for _ in range(threads - 1)]
+    kernel.call(job)
     for other in others:
         other.result()
 

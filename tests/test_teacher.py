@@ -1,0 +1,183 @@
+"""The teacher: asked once for each picture, never of test people; what does not fit is told; dlib where it is here."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facerec import teacher
+from facerec.checkpoint import Checkpoints
+from facerec.commands.train import TrainSettings, make_trainer
+from facerec.data.store import DataSettings, Store, open_store
+from facerec.leaks import leak
+from facerec.protocols import Pictures
+from facerec.provenance import model_card, provenance
+from facerec.settings import InputError
+from facerec.teacher import TEACHERS, check_teacher, dlib_answer, teacher_answers, teacher_rows
+from tests.models import picture
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Twelve people with four pictures each."""
+    root = tmp_path_factory.mktemp("people")
+    for person in range(12):
+        (root / f"person {person}").mkdir()
+        for i in range(4):
+            Image.fromarray(picture(10 * person + i)).save(root / f"person {person}" / f"{i}.png")
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return open_store(DataSettings(data=str(root), image_size=16, cache=cache), progress=False)
+
+
+def answer(digest: str, path: Path) -> np.ndarray:
+    """What the fake teacher says: 0.9 of it is the same for everybody."""
+    rng = np.random.default_rng(int(digest[:8], 16))
+    return (0.9 + 0.1 * rng.normal(size=128)).astype(np.float32)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """SHA-256 of the pictures that the fake teacher was asked about, in this process."""
+    asked: list[str] = []
+
+    def note(digest: str, path: Path) -> np.ndarray:
+        asked.append(digest)
+        return answer(digest, path)
+
+    monkeypatch.setitem(teacher.ANSWER, "dlib", note)
+    monkeypatch.setattr(teacher, "dlib_files", list)
+    monkeypatch.setattr(teacher, "usable_cores", lambda: 1)
+    return asked
+
+
+def settings(cache: Path, **changes: object) -> TrainSettings:
+    small = {"d_model": 16, "depth": 1, "d_state": 4, "stem_depth": 1, "stem_width": 8}
+    fixed = {
+        "loss": "distill",
+        "teacher": "dlib",
+        "image_size": 16,
+        "batch_size": 8,
+        "device": "cpu",
+    }
+    return TrainSettings(**{**small, **fixed, "cache": str(cache), **changes})
+
+
+def test_each_picture_is_asked_for_once_and_test_people_never(store, asked, tmp_path):
+    recipe = settings(tmp_path)
+    first = teacher_rows(recipe, store, "train", progress=False)
+    learning = {store.picture_hashes[i] for part in ("train", "val") for i in store.indices(part)}
+    assert sorted(asked) == sorted(learning) and len(store.indices("test"))
+    again = teacher_rows(recipe, store, "train", progress=False)
+    teacher_rows(recipe, store, "val", progress=False)
+    assert len(asked) == len(learning) and np.array_equal(first, again)
+
+
+def test_rows_are_centred_and_of_unit_length(store, asked, tmp_path):
+    rows = teacher_rows(settings(tmp_path), store, "train", progress=False)
+    raw = teacher_answers(settings(tmp_path), store, store.indices("train"), progress=False)
+    centred = raw - raw.mean(0)
+    expected = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+    assert np.linalg.norm(raw.mean(0)) > 0.9 * np.linalg.norm(raw, axis=1).mean()
+    assert np.linalg.norm(rows.mean(0)) < 0.2
+
+
+def test_interrupted_it_goes_on_where_it_was(store, asked, tmp_path, monkeypatch):
+    def stop(digest: str, path: Path) -> np.ndarray:
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        asked.append(digest)
+        return answer(digest, path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setitem(teacher.ANSWER, "dlib", stop)
+        teacher_rows(settings(tmp_path), store, "train", progress=False)
+    teacher_rows(settings(tmp_path), store, "train", progress=False)
+    assert len(asked) == len(set(asked))
+
+
+def test_a_damaged_cache_is_made_again(store, asked, tmp_path):
+    first = teacher_rows(settings(tmp_path), store, "train", progress=False)
+    (file,) = (tmp_path / "teachers").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    assert np.array_equal(teacher_rows(settings(tmp_path), store, "train", progress=False), first)
+
+
+def test_several_processes_answer_in_order(store, tmp_path, monkeypatch):
+    """The fake teacher is a module of its own, so that the processes do not import torch for it."""
+    said = "import numpy\ndef answer(digest, path):\n    return numpy.float32([int(digest[:4], 16)] * 128)\n"
+    (tmp_path / "two_processes.py").write_text(said)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(teacher.ANSWER, "dlib", importlib.import_module("two_processes").answer)
+    monkeypatch.setattr(teacher, "usable_cores", lambda: 2)
+    rows = store.indices("all")
+    found = teacher_answers(settings(tmp_path), store, rows, progress=False)
+    assert found[:, 0].tolist() == [int(store.picture_hashes[i][:4], 16) for i in rows]
+
+
+def test_a_checkpoint_of_other_answers_is_refused(store, asked, tmp_path, monkeypatch):
+    recipe = settings(tmp_path / "one", epochs=1)
+    list(make_trainer(recipe, store, tmp_path, progress=False))
+    checkpoint, _ = Checkpoints(tmp_path / "checkpoints").newest()
+    assert make_trainer(recipe, store, tmp_path, checkpoint, progress=False).step == checkpoint.step
+    monkeypatch.setitem(teacher.ANSWER, "dlib", lambda *asked: answer(*asked)[::-1])
+    other = recipe.model_copy(update={"cache": str(tmp_path / "two")})
+    with pytest.raises(InputError, match="not those that the run was trained on"):
+        make_trainer(other, store, tmp_path, checkpoint, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"teacher": None}, "set teacher to dlib"),
+        ({"loss": "triplet"}, "no other loss"),
+        ({"embedding_dim": 64}, "set embedding_dim to 128"),
+        ({"align": "five-point"}, "set face_choice to central"),
+        ({}, "facerec\\[teacher\\]"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(changes, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=said):
+        check_teacher(settings(tmp_path, **changes))
+
+
+def test_a_picture_that_has_changed_is_told(tmp_path):
+    Image.fromarray(picture(0)).save(tmp_path / "one.png")
+    with pytest.raises(InputError, match="has changed"):
+        dlib_answer("0" * 64, tmp_path / "one.png")
+
+
+def test_model_and_its_descendants_name_the_teacher(store, tmp_path):
+    recipe = settings(tmp_path)
+    made_from = provenance(store, recipe, teacher=TEACHERS["dlib"].about)
+    later = provenance(store, recipe, made_from)
+    for each in (made_from, later):
+        card = model_card(recipe, {}, each)
+        met = leak(each, Pictures(["a.png"], ["Stranger"], ["0" * 64], np.array([0])), None)
+        assert str(met).endswith("whether its teacher dlib has cannot be checked")
+        assert "CC0" in card and "nobody can check" in card and "without outside" in card
+    assert "teacher**" not in model_card(recipe, {}, provenance(store, recipe))
+
+
+def test_dlib_knows_people(lfw, tmp_path):
+    try:
+        teacher.dlib_files()
+    except InputError as error:
+        pytest.skip(str(error))
+    folder = lfw / "lfw-deepfunneled" / "lfw-deepfunneled"
+    names = (
+        "Abdullah_Gul/Abdullah_Gul_0001",
+        "Abdullah_Gul/Abdullah_Gul_0002",
+        "Adam_Scott/Adam_Scott_0001",
+    )
+    paths = [folder / f"{name}.jpg" for name in names]
+    one, same, other = (
+        dlib_answer(hashlib.sha256(path.read_bytes()).hexdigest(), path) for path in paths
+    )
+    assert np.linalg.norm(one - same) < 0.6 < np.linalg.norm(one - other)
