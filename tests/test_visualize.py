@@ -70,8 +70,8 @@ def test_page_is_logged_with_every_part(tmp_path, people):
     annotations = reader.json("similarities-json")["layout"]["annotations"]
     said = " ".join(note["text"] for note in annotations)
     # The model's own thresholds, but for the one that too few pairs stood behind.
-    assert "FAR 0.1: 0.200" in said
-    assert "FAR 0.0001" not in said
+    assert "FAR 1e-1: 0.200" in said
+    assert "FAR 1e-4" not in said
 
 
 def test_people_that_the_model_knows_are_told_first(tmp_path, people, capsys):

@@ -24,6 +24,7 @@ from facerec.protocols import Identities, identities
 from facerec.settings import InputError, Settings, validate
 from facerec.tables import as_cells
 from facerec.tracking import TrackingSettings, reach_tracking, say, track
+from facerec.verification import power
 
 
 class PageSettings(Settings):
@@ -152,7 +153,7 @@ def measure(protocol: Identities, column: Column) -> Measured:
 def thresholds(calibration: Mapping[str, Any]) -> dict[str, float]:
     """The model's own, from its validation people, where enough pairs stand behind them."""
     return {
-        f"FAR {entry['far']:g}": float(entry["threshold"])
+        f"FAR {power(entry['far'])}": float(entry["threshold"])
         for entry in calibration.get("thresholds", [])
         if entry["measurable"]
     }
