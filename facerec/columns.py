@@ -21,10 +21,11 @@ from facerec.leaks import Leak, leak, split_leak
 from facerec.metrics import unit
 from facerec.pairs import all_pairs
 from facerec.protocols import Pictures
-from facerec.references import RAW, Reference, fit_references, raw_reference
+from facerec.references import RAW, Reference, fit_references, raw_reference, thinned
 from facerec.verdict import number
 
 BATCH = 256
+MAX_RAW = 30_000  # pictures whose raw pixels are kept: 276 MB of features
 
 
 @dataclass
@@ -84,24 +85,38 @@ def reference_columns(
 ) -> dict[str, Column]:
     """Reference lines on the pictures as a model sees them; learnt from the store's training people.
 
+    Raw pixels are 18 times as long as embeddings: beyond 30,000 pictures they are left out, see `left_out`.
+
     Args:
         store: the pictures; None where they are files, and then there is nobody to learn from.
     """
+    raw = len(pictures.paths) <= MAX_RAW
     if store is None:
-        return {RAW: _raw_column(embedder, pictures)}
-    train, val = (store.indices(part) for part in ("train", "val"))
-    rows = store_rows(store, pictures)
+        return {RAW: _raw_column(embedder, pictures)} if raw else {}
+    rows, val = store_rows(store, pictures), thinned(store.indices("val"), MAX_RAW)
     met = split_leak(store, rows[pictures.probes])
+    fitted = fit_references(store.images, store.labels, store.indices("train"))
     return {
         name: Column(
-            reference.features(store.images[rows]),
+            reference.features(store.images, rows),
             np.ones(len(rows), bool),
-            _threshold(reference, store.images[val], store.labels[val]),
+            _threshold(reference, store, val),
             leak=None if name == RAW else met,
             is_model=False,
         )
-        for name, reference in fit_references(store.images[train], store.labels[train]).items()
+        for name, reference in fitted.items()
+        if raw or name != RAW
     }
+
+
+def left_out(pictures: Pictures) -> str:
+    """What a table says of the reference line that has too many pictures; empty where it has not."""
+    count = len(pictures.paths)
+    if count <= MAX_RAW:
+        return ""
+    return (
+        f"Raw pixels are measured on at most {MAX_RAW:,} pictures and left out for these {count:,}."
+    )
 
 
 def store_rows(store: Store, pictures: Pictures) -> np.ndarray:
@@ -118,12 +133,13 @@ def _own_threshold(calibration: Mapping[str, Any]) -> float | None:
         return None
 
 
-def _threshold(reference: Reference, images: np.ndarray, labels: np.ndarray) -> float | None:
+def _threshold(reference: Reference, store: Store, rows: np.ndarray) -> float | None:
     """The threshold that is best on validation people; None where they have no two kinds of pair."""
-    if len(labels) == 0:
+    if len(rows) == 0:
         return None
     try:
-        return all_pairs(unit(reference.features(images)), labels).balanced_threshold
+        features = unit(reference.features(store.images, rows))
+        return all_pairs(features, store.labels[rows]).balanced_threshold
     except ValueError:
         return None
 

@@ -299,8 +299,9 @@ def similarity_histogram(
             x=centres, y=share, name=name, mode="lines", hovertemplate="%{y:.2%}",
             line={"color": light(tone), "width": 1.75, "shape": "hvh"},
         )  # fmt: skip
-    for number, (name, value) in enumerate(sorted((thresholds or {}).items(), key=lambda t: t[1])):
-        _threshold_line(figure, name, value, number, (value - edges[0]) / (edges[-1] - edges[0]))
+    highest = max(float(np.max(trace.y)) for trace in figure.data)
+    marked = sorted((thresholds or {}).items(), key=lambda item: item[1])
+    _threshold_lines(figure, marked, 0.35 * edges[-1] + 0.65 * edges[0])
     counts = (_compact(int(kind[-1])) for kind in (curve.true_accepts, curve.false_accepts))
     words = zip(("blue", "vermilion"), ("■ Genuine", "■ Impostor"), counts, strict=True)
     key = "  ".join(
@@ -309,7 +310,11 @@ def similarity_histogram(
     return figure.update_layout(
         annotations=[*figure.layout.annotations, panel_title(key)],
         xaxis=axis(title=_title("cosine similarity"), showgrid=False, hoverformat=".3f"),
-        yaxis=axis(title=_title("share of its pairs"), tickformat=".1%", rangemode="tozero"),
+        yaxis=axis(
+            title=_title("share of its pairs"),
+            tickformat=".1%",
+            range=[0, 1.04 * highest / (1 - _label(marked) * len(marked))],
+        ),
     )
 
 
@@ -321,17 +326,28 @@ def _title(text: str) -> dict[str, Any]:
     return {"text": text, "standoff": 8, "font": {"size": 12.5}}
 
 
-def _threshold_line(figure: go.Figure, name: str, value: float, number: int, at: float) -> None:
-    """A dashed line; the labels go down step by step, since thresholds lie close together."""
-    figure.add_shape(
-        type="line", yref="y domain", x0=value, x1=value, y0=0, y1=1 - 0.075 * (number % 6),
-        line={"color": light("ink"), "width": 1, "dash": "dot"},
-    )  # fmt: skip
-    figure.add_annotation(
-        text=f" {escape(name)}: {value:.3f} ", x=value, yref="y domain", y=1 - 0.075 * (number % 6),
-        xanchor="left" if at < 0.72 else "right", yanchor="top", yshift=2, showarrow=False,
-        font={"size": 11.5, "color": light("ink")},
-    )  # fmt: skip
+def _label(marked: Sequence[tuple[str, float]]) -> float:
+    """Height of a threshold's label as a share of the axis, of which all together take at most half."""
+    return min(0.075, 0.5 / max(1, len(marked)))
+
+
+def _threshold_lines(figure: go.Figure, marked: list[tuple[str, float]], middle: float) -> None:
+    """Dotted lines with labels in steps above the curves, which no label and no other line crosses.
+
+    Labels stand to the left of their lines where the lowest threshold lies beyond `middle`, else to the right.
+    """
+    left = bool(marked) and marked[0][1] > middle
+    for number, (name, value) in enumerate(marked):
+        top = 1 - _label(marked) * (len(marked) - 1 - number if left else number)
+        figure.add_shape(
+            type="line", yref="y domain", x0=value, x1=value, y0=0, y1=top,
+            line={"color": light("ink"), "width": 1, "dash": "dot"},
+        )  # fmt: skip
+        figure.add_annotation(
+            text=f" {escape(name)}: {value:.3f} ", x=value, yref="y domain", y=top,
+            xanchor="right" if left else "left", yanchor="top", yshift=2, showarrow=False,
+            font={"size": 11.5, "color": light("ink")},
+        )  # fmt: skip
 
 
 def roc_curve(curves: Mapping[str, Curve]) -> go.Figure:

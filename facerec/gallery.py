@@ -62,8 +62,10 @@ def gallery_files(folder: Path) -> Iterator[tuple[str, Path]]:
     Links that lead out of the folder are left out.
 
     Raises:
-        InputError: no such folder.
+        InputError: no such folder, or a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"gallery {folder}: a file, where a folder is due")
     if not folder.is_dir():
         where = "" if folder.is_absolute() else f" in {Path.cwd()}"
         raise InputError(f"gallery {folder}: there is no such folder{where}")

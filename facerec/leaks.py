@@ -54,6 +54,11 @@ class Leak:
             f"of these {of} it was {', and '.join(parts)}: its figures are better than on strangers"
         )
 
+    def tags(self, prefix: str = "leak") -> dict[str, Any]:
+        """What a run is tagged with: the sentence, and the counts."""
+        counts = {f"{prefix}.{kind}": count for kind, count in self.counts.items()}
+        return {f"{prefix}.told": str(self), **counts}
+
 
 def leak(provenance: Mapping[str, Any], pictures: Pictures, digest: str | None) -> Leak:
     """Look for a protocol's probes in a model's provenance.

@@ -198,6 +198,8 @@ def read_model(folder: Path | str) -> LoadedModel:
             fit the configuration, unknown keys, or a format of another version.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"model {folder}: a file, where a model folder is due")
     if not folder.is_dir():
         where = "" if folder.is_absolute() else f" in {Path.cwd()}"
         raise InputError(f"model folder {folder}: there is no such folder{where}")

@@ -36,11 +36,16 @@ class Reference:
     mean: np.ndarray
     axes: np.ndarray | None
 
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """(N, S, S, 3) uint8 → (N, D) float32, to be compared by cosine similarity."""
-        parts = [raw_pixels(images[i : i + 1024]) for i in range(0, len(images), 1024)]
+    def features(self, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """(N, S, S, 3) uint8 → (N, D) float32, to be compared by cosine similarity.
+
+        Args:
+            images: of which the `rows` are taken, all without; they may be mapped from disk, 1,024 are read at a time.
+        """
+        rows = np.arange(len(images)) if rows is None else rows
+        parts = (raw_pixels(images[rows[i : i + 1024]]) for i in range(0, len(rows), 1024))
         if self.axes is None:
-            return np.concatenate(parts)
+            return np.concatenate(list(parts))
         return np.concatenate([(part - self.mean) @ self.axes for part in parts])
 
 
@@ -49,15 +54,19 @@ def raw_reference() -> dict[str, Reference]:
     return {RAW: Reference(np.zeros(1, np.float32), None)}
 
 
-def fit_references(images: np.ndarray, labels: np.ndarray) -> dict[str, Reference]:
+def fit_references(
+    images: np.ndarray, labels: np.ndarray, rows: np.ndarray | None = None
+) -> dict[str, Reference]:
     """All reference lines, by name.
 
     Args:
-        images: (N, S, S, 3) uint8, of training people; beyond 20,000 every so-manieth is taken.
+        images: (N, S, S, 3) uint8.
         labels: (N,) identities; Fisherfaces need two people with two pictures and are absent without.
+        rows: pictures of the training people, all without; beyond 20,000 every so-manieth is taken.
     """
-    step = -(-len(images) // MAX_TRAINING)
-    pixels, labels = raw_pixels(images[::step]), np.asarray(labels)[::step]
+    rows = np.arange(len(images)) if rows is None else rows
+    rows = thinned(rows, MAX_TRAINING)
+    pixels, labels = raw_reference()[RAW].features(images, rows), np.asarray(labels)[rows]
     size = min(FISHER_PCA, len(pixels) - 1)
     fitted = PCA(size, random_state=0).fit(pixels)
     rank = int(np.sum(fitted.explained_variance_ > fitted.explained_variance_[0] * 1e-6))
@@ -68,6 +77,11 @@ def fit_references(images: np.ndarray, labels: np.ndarray) -> dict[str, Referenc
     if fisher is not None:
         found[FISHER] = Reference(fitted.mean_, (axes @ fisher).astype(np.float32))
     return found
+
+
+def thinned(rows: np.ndarray, most: int) -> np.ndarray:
+    """Every so-manieth row, so that at most `most` are left."""
+    return rows[:: max(1, -(-len(rows) // most))]
 
 
 def fisher_axes(points: np.ndarray, labels: np.ndarray) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Figures as text: a table for the console, names and values for MLflow, JSON for programs."""
+"""Figures as a table for the console, cells of a page, names and values for MLflow, JSON for programs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from facerec.intervals import Figure
 from facerec.measures import title
+from facerec.sections import Metric
 
 Figures = Mapping[str, Figure]
 
@@ -35,6 +36,16 @@ def brief(figure: Figure) -> str:
         return figure.note
     text = f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
     return f"{text} {figure.note}".rstrip()
+
+
+def as_cells(figures: Figures) -> dict[str, Metric]:
+    """Figures as pages draw them, by their names for people."""
+    return {
+        title(name): Metric(figure.value, figure.low, figure.high, figure.note)
+        if figure.measured
+        else Metric(None, note=figure.note)
+        for name, figure in figures.items()
+    }
 
 
 def as_metrics(figures: Figures, prefix: str) -> dict[str, float]:

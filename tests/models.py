@@ -107,3 +107,18 @@ def hostile_pictures() -> dict[str, bytes]:
         "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
         "pickle": b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94.",
     }
+
+
+def odd_pictures() -> dict[str, bytes]:
+    """Bytes of pictures that are usable, if unusual, by what is odd about them."""
+    face = Image.fromarray(picture(0, 64))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    deep = np.asarray(face.convert("L")).astype(np.uint16) * 257
+    return {
+        "CMYK": encoded(face.convert("CMYK"), "JPEG"),
+        "16-bit grey": encoded(deep),
+        "alpha": encoded(face.convert("RGBA")),
+        "EXIF rotation": encoded(face, "JPEG", exif=turned),
+        "one-frame GIF": encoded(face, "GIF"),
+    }

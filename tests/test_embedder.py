@@ -154,6 +154,7 @@ def test_hostile_pictures_are_one_sentence(
         ("../../../no/such/face.jpg", "no such file"),
         ("a\0b.jpg", "cannot be read"),
         (".", "a folder"),
+        ("/dev/zero", "no regular file"),
         (np.zeros((40, 40), np.uint8), r"\(H, W, 3\) uint8 is due"),
         (np.zeros((40, 40, 3)), "float64"),
         (np.zeros((2, 900, 3), np.uint8), "too small"),

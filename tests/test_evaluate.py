@@ -10,6 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from facerec import columns
 from facerec.columns import model_column
 from facerec.commands import evaluate
 from facerec.commands.visualize import model_store
@@ -90,6 +91,20 @@ def test_people_of_a_data_set(tmp_path, people, capsys):
     # All people were asked for, and the reference lines have learnt from some of them.
     assert "Fisherfaces: of these 8 people and 24 pictures it was trained on 4 people" in page
     assert "Fisherfaces (leak)" in said and "one (leak)" not in said
+
+
+def test_too_many_pictures_for_raw_pixels_are_told(tmp_path, people, monkeypatch, capsys):
+    monkeypatch.setattr(columns, "MAX_RAW", 23)
+    make_model(tmp_path / "one", image_size=32)
+    evaluate.run(settings(tmp_path, people))
+    _, page, content = logged()
+    assert [name.removesuffix(" (leak)") for name in content["figures"]] == [
+        "one",
+        "whitened PCA",
+        "Fisherfaces",
+    ]
+    sentence = "Raw pixels are measured on at most 23 pictures and left out for these 24."
+    assert sentence in page and sentence in capsys.readouterr().out
 
 
 def test_people_that_the_model_knows_are_told_first(tmp_path, people, capsys):

@@ -142,6 +142,19 @@ def test_similarity_histogram_counts_every_pair_once():
     assert any("FAR 0.25: 0.600" in note.text for note in figure.layout.annotations)
 
 
+@pytest.mark.parametrize("far", [-0.9, 0.3])
+def test_threshold_labels_are_crossed_by_nothing(far):
+    marked = {f"FAR 1e-{n}": far + 0.05 * n for n in range(1, 5)}
+    figure = plots.similarity_histogram(curve([0.5, 0.9], [-1, 0.1]), marked)
+    labels = [note for note in figure.layout.annotations if note.text.startswith(" FAR")]
+    for label in labels:
+        beyond = [line for line in figure.layout.shapes if line.y1 > label.y - 0.07]
+        towards = -1 if label.xanchor == "right" else 1
+        assert all(towards * (line.x0 - label.x) <= 0 for line in beyond)
+        peak = max(max(trace.y) for trace in figure.data) / figure.layout.yaxis.range[1]
+        assert peak <= label.y - 0.07
+
+
 def test_roc_goes_through_points_worked_out_by_hand():
     pairs = curve([0.9, 0.8, 0.3], [0.85, 0.2, 0.1, 0.0])
     trace = plots.roc_curve({"model": pairs}).data[0]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from facerec.cli import main
 from facerec.commands import predict
 from facerec.settings import InputError, resolve
-from tests.models import encoded, make_model, picture
+from tests.models import encoded, hostile_pictures, make_model, odd_pictures, picture
 
 
 @pytest.fixture
@@ -80,12 +82,43 @@ def test_a_gallery(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ({"a": "one.png", "b": "two.jpg", "picture": "no/such.png"}, "picture=no/such.png"),
         ({"a": "one.png", "b": "two.jpg", "picture": "odd.xyz"}, "picture=odd.xyz"),
         ({"gallery": "model", "probe": "one.png"}, "no usable picture"),
+        ({"gallery": "one.png", "probe": "one.png"}, "a file, where a folder is due"),
+        ({"gallery": "https://example.org/people", "probe": "one.png"}, "no such folder"),
+        ({"a": "one.png", "b": "gallery"}, "gallery: a folder"),
+        ({"a": "one.png", "b": "pipe.jpg"}, "pipe.jpg: no regular file"),
+        ({"a": "/dev/zero", "b": "one.png"}, "/dev/zero: no regular file"),
+        (
+            {"a": "one.png", "b": "two.jpg", "model": "one.png"},
+            "a file, where a model folder is due",
+        ),
+        ({"a": "one.png", "b": "two.jpg", "model": "https://example.org/model"}, "is a URL"),
         ({"a": "one.png", "b": "two.jpg", "faar": "1"}, "did you mean 'far'"),
     ],
 )
 def test_what_cannot_be_answered(
     world: Path, capsys: pytest.CaptureFixture[str], given: dict[str, str], reason: str
 ) -> None:
+    os.mkfifo(world / "pipe.jpg")
     with pytest.raises(InputError, match=reason) as caught:
         ask(capsys, **given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", hostile_pictures())
+def test_hostile_pictures_end_the_command_line_with_one_sentence(
+    world: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (world / "bad.jpg").write_bytes(hostile_pictures()[name])
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", "one.png", "bad.jpg", "--model", "model", "--device", "cpu"])
+    said = capsys.readouterr()
+    assert caught.value.code == 2 and said.out == ""
+    assert said.err.startswith("facerec: bad.jpg: ") and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", odd_pictures())
+def test_odd_pictures_are_answered(
+    world: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (world / "odd.jpg").write_bytes(odd_pictures()[name])
+    assert "at FAR 0.001" in ask(capsys, a="one.png", b="odd.jpg")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from facerec.commands import visualize
+from facerec.columns import Column
+from facerec.commands import evaluate, visualize
+from facerec.protocols import Identities, Pictures
 from facerec.settings import InputError
 from tests.models import make_model, picture, seen
 from tests.test_plots import Reader
@@ -66,8 +70,8 @@ def test_page_is_logged_with_every_part(tmp_path, people):
     annotations = reader.json("similarities-json")["layout"]["annotations"]
     said = " ".join(note["text"] for note in annotations)
     # The model's own thresholds, but for the one that too few pairs stood behind.
-    assert "FAR 0.1: 0.200" in said
-    assert "FAR 0.0001" not in said
+    assert "FAR 1e-1: 0.200" in said
+    assert "FAR 1e-4" not in said
 
 
 def test_people_that_the_model_knows_are_told_first(tmp_path, people, capsys):
@@ -75,32 +79,10 @@ def test_people_that_the_model_knows_are_told_first(tmp_path, people, capsys):
     visualize.run(settings(tmp_path, people, occlusions=0))
     run, text = logged_page()
     assert run.data.tags["leak.train_people"] == "2"
-    sentence = "2 of these 8 people may have been trained on"
+    sentence = "trained on 2 people (possibly: by name) and 0 pictures"
     assert sentence in text
     assert text.index(sentence) < text.index('id="metrics"')
     assert sentence in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("counts", "same_data", "said"),
-    [
-        ({}, True, "does not say"),
-        (
-            {"train_people": 3, "train_pictures": 5},
-            True,
-            "3 of these 9 people were trained on, and 5",
-        ),
-        ({"val_people": 9, "val_pictures": 20}, True, "9 of these 9 people were tuned on"),
-        ({"train_people": 1}, False, "may have been trained on, and 0 of the 20 pictures were"),
-    ],
-)
-def test_leak_notice(counts, same_data, said):
-    zero = dict.fromkeys(("train_people", "train_pictures", "val_people", "val_pictures"), 0) | {
-        "people": 9,
-        "pictures": 20,
-    }
-    assert said in visualize.leak_notice({**zero, **counts} if counts else {}, "all", same_data)
-    assert visualize.leak_notice(zero, "test", True) == ""
 
 
 def test_model_that_is_not_there_is_one_sentence(tmp_path, people):
@@ -108,7 +90,23 @@ def test_model_that_is_not_there_is_one_sentence(tmp_path, people):
         visualize.run(settings(tmp_path, people))
 
 
-def test_page_without_pairs_of_one_person(tmp_path):
-    rng = np.random.default_rng(0)
-    assert visualize.pairs_curve(rng.normal(size=(3, 4)), np.arange(3)) is None
-    assert visualize.pairs_curve(rng.normal(size=(3, 4)), np.zeros(3, dtype=int)) is None
+@pytest.mark.parametrize("labels", [np.arange(3), np.zeros(3, dtype=int)])
+def test_no_figures_without_pairs_of_both_kinds(labels, capsys):
+    column = Column(np.random.default_rng(0).normal(size=(3, 4)), np.ones(3, bool), None)
+    pictures = Pictures(["a", "b", "c"], (), (), np.arange(3))
+    assert visualize.measure(Identities(pictures, labels, "people"), column).figures == {}
+    assert "no figures" in capsys.readouterr().err
+
+
+def test_table_is_that_of_evaluate(tmp_path, people, capsys):
+    make_model(tmp_path / "model", image_size=32)
+    given = settings(tmp_path, people)
+    shared = {name: getattr(given, name) for name in ("model", "data", "split", "cache", "output")}
+    visualize.run(given)
+    _, text = logged_page()
+    evaluate.run(evaluate.EvaluateSettings(**shared, references=False))
+    for line in capsys.readouterr().out.splitlines():
+        if found := re.fullmatch(r"(.+?) {2,}(\d\.\d{3}) (\[.+\])", line):
+            cell = f'<b>{found[2]}</b> <span class="interval">{found[3]}</span>'
+            assert f'<th scope="row">{found[1]}</th><td>{cell}' in text
+    assert text.count('<span class="interval">[') >= 6

@@ -15,21 +15,28 @@ import numpy as np
 from pydantic import Field
 
 from facerec import plots
-from facerec.columns import Column, model_column, reference_columns
+from facerec.columns import Column, left_out, model_column, reference_columns
 from facerec.commands.predict import located
 from facerec.commands.visualize import model_store, thresholds
 from facerec.data.store import Store
 from facerec.embedder import FaceEmbedder
 from facerec.intervals import Figure
 from facerec.leaks import Leak
-from facerec.measures import Measured, differences, title
+from facerec.measures import Measured, differences
 from facerec.page import write_html
 from facerec.protocols import Protocol, identities, lfw_view1, lfw_view2, pair_list, search
 from facerec.settings import InputError, Settings
-from facerec.tables import Figures, as_metrics, in_words, metric_name, plain, write_json
+from facerec.tables import (
+    Figures,
+    as_cells,
+    as_metrics,
+    in_words,
+    metric_name,
+    plain,
+    write_json,
+)
 from facerec.tracking import Run, TrackingSettings, reach_tracking, say, track
 
-MAX_REFERENCE_PICTURES = 30_000  # raw pixels are 18 times as long as embeddings
 STORE_PROTOCOLS = ("identities", "lfw-view1", "lfw-view2")
 
 
@@ -103,7 +110,7 @@ def run(settings: EvaluateSettings, config: str | None = None) -> None:
         for name, embedder in embedders.items():
             own = model_store(settings, embedder) if store is not None else None
             columns[name] = model_column(embedder, protocol.pictures, own, settings.flip)
-        if settings.references and len(protocol.pictures.paths) <= MAX_REFERENCE_PICTURES:
+        if settings.references:
             columns |= reference_columns(first, protocol.pictures, store)
         measured = measure(protocol, columns)
         report(settings, mlflow_run, protocol, columns, measured, first)
@@ -220,15 +227,16 @@ def report(
     table = {marked(name, columns[name]): found.figures for name, found in measured.items()}
     gains = compared(measured, columns)
     leaks = {name: column.leak for name, column in columns.items() if column.is_model}
-    print(
-        "\n".join([protocol.title, *told(columns), protocol.note, "Brackets hold 95 % intervals."])
-    )
+    note = f"{protocol.note} Brackets hold 95 % intervals."
+    if settings.references:
+        note = f"{note} {left_out(protocol.pictures)}".rstrip()
+    print("\n".join([protocol.title, *told(columns), note]))
     print(in_words(table))
     for name, figures in gains.items():
         print(f"\n{in_words({f'{name}, paired': figures})}")
     log(settings, mlflow_run, measured, leaks)
     folder = Path(settings.output) / mlflow_run.id
-    page = draw(protocol, table, gains, measured, columns, first)
+    page = draw(protocol.title, note, table, gains, measured, columns, first)
     mlflow_run.log_file(write_html(page, folder / "evaluation.html"))
     content = {
         "protocol": protocol.title,
@@ -254,12 +262,12 @@ def log(
     mlflow_run.tag({"evaluation.protocol": settings.protocol, "leak": leaks[main].found})
     for name, met in leaks.items():
         prefix = "leak" if name == main else f"leak.{metric_name(name)}"
-        counts = {f"{prefix}.{kind}": count for kind, count in met.counts.items()}
-        mlflow_run.tag({f"{prefix}.told": str(met), **counts})
+        mlflow_run.tag(met.tags(prefix))
 
 
 def draw(
-    protocol: Protocol,
+    heading: str,
+    note: str,
     table: Mapping[str, Figures],
     gains: Mapping[str, Figures],
     measured: Mapping[str, Measured],
@@ -267,25 +275,15 @@ def draw(
     first: FaceEmbedder,
 ) -> str:
     """The page as HTML."""
-    cells = {
-        name: {title(row): metric(figure) for row, figure in figures.items()}
-        for name, figures in {**table, **gains}.items()
-    }
+    cells = {name: as_cells(figures) for name, figures in {**table, **gains}.items()}
     leaks = any(column.leak is not None and column.leak.found for column in columns.values())
     curves = {name: found.curve for name, found in measured.items() if found.curve is not None}
     return plots.evaluation_page(
         cells,
         curves or None,
-        title=f"Evaluation: {protocol.title}",
+        title=f"Evaluation: {heading}",
         subtitle=", ".join(name for name, column in columns.items() if column.is_model),
         notice=". ".join([*told(columns), ""]).strip() if leaks else "",
-        metrics_note=f"{protocol.note} Brackets hold 95 % intervals; differences are paired.",
+        metrics_note=f"{note} Differences are paired.",
         thresholds=thresholds(first.calibration),
     )
-
-
-def metric(figure: Figure) -> plots.Metric:
-    """A figure as pages draw it."""
-    if not figure.measured:
-        return plots.Metric(None, note=figure.note)
-    return plots.Metric(figure.value, figure.low, figure.high, figure.note)

@@ -12,22 +12,19 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from tqdm import tqdm
 
 from facerec import plots
+from facerec.columns import Column, model_column
 from facerec.data.align import AlignSettings
 from facerec.data.store import DataSettings, Store, open_store
 from facerec.embedder import FaceEmbedder
-from facerec.intervals import bootstrap
-from facerec.metrics import all_pairs, retrieval
+from facerec.measures import Measured
 from facerec.page import write_html
-from facerec.provenance import met
+from facerec.protocols import Identities, identities
 from facerec.settings import InputError, Settings, validate
+from facerec.tables import as_cells
 from facerec.tracking import TrackingSettings, reach_tracking, say, track
-from facerec.verification import FARS, Verification
-
-BATCH = 256
-RETRIEVAL = {"recall_at_1": "Recall@1", "r_precision": "R-Precision", "map_at_r": "MAP@R"}
+from facerec.verification import power
 
 
 class PageSettings(Settings):
@@ -84,18 +81,17 @@ def run(settings: VisualizeSettings, config: str | None = None) -> None:
     embedder = FaceEmbedder.load(settings.model, settings.device)
     reach_tracking()
     store = model_store(settings, embedder)
-    rows = store.indices(settings.split)
-    if len(rows) < 2:
-        raise InputError(f"split={settings.split}: {store.name} has {len(rows)} pictures in it")
+    protocol = identities(store, settings.split)
+    if len(protocol.labels) < 2:
+        raise InputError(f"split={settings.split}: {store.name} has one picture in it, two are due")
     with track(settings) as mlflow_run:
         mlflow_run.log_settings(settings, config)
         mlflow_run.log_data(store, settings.split)
-        seen = leak(embedder, store, rows)
-        mlflow_run.tag({f"leak.{name}": count for name, count in seen.items()})
-        notice = leak_notice(seen, settings.split, same_data=is_same_data(embedder, store))
-        if notice:
-            say(notice)
-        page = draw(settings, embedder, store, rows, notice)
+        column = model_column(embedder, protocol.pictures, store, flip=False)
+        mlflow_run.tag(column.leak.tags())
+        if column.leak.found:
+            say(f"the model: {column.leak}")
+        page = draw(settings, embedder, store, protocol, column)
         path = Path(settings.output) / mlflow_run.id / "embeddings.html"
         mlflow_run.log_file(write_html(page, path))
         say(f"page: {path.resolve()}, and in MLflow run {mlflow_run.id} as embeddings.html")
@@ -115,102 +111,49 @@ def model_store(settings: PageSettings, embedder: FaceEmbedder) -> Store:
     return open_store(validate(_ModelData, wanted, lambda key: f"model {settings.model}"))
 
 
-def leak(embedder: FaceEmbedder, store: Store, rows: np.ndarray) -> dict[str, int]:
-    """How many of the people and pictures the model has met; empty where it cannot say."""
-    names = {store.names[label] for label in store.labels[rows]}
-    try:
-        return met(embedder.provenance, names, (store.picture_hashes[row] for row in rows))
-    except InputError:
-        return {}
-
-
-def is_same_data(embedder: FaceEmbedder, store: Store) -> bool:
-    """Whether the model was made from this very data set, so that equal names are one person."""
-    return embedder.provenance.get("data", {}).get("digest") == store.digest
-
-
-def leak_notice(seen: Mapping[str, int], split: str, same_data: bool) -> str:
-    """What the page says first about people whom the model knows; empty if there are none."""
-    if not seen:
-        return (
-            "The model does not say whom it was trained on: whether it knows these people is open."
-        )
-    verb = "were" if same_data else "may have been"
-    parts = []
-    for part, use in (("train", "trained on"), ("val", "tuned on")):
-        people, pictures = seen[f"{part}_people"], seen[f"{part}_pictures"]
-        if people or pictures:
-            parts.append(
-                f"{people:,} of these {seen['people']:,} people {verb} {use}, and "
-                f"{pictures:,} of the {seen['pictures']:,} pictures were"
-            )
-    return f"{'; '.join(parts)}. What this page shows is better than on strangers." if parts else ""
-
-
 def draw(
-    settings: PageSettings, embedder: FaceEmbedder, store: Store, rows: np.ndarray, notice: str
+    settings: PageSettings,
+    embedder: FaceEmbedder,
+    store: Store,
+    protocol: Identities,
+    column: Column,
 ) -> str:
     """The page as HTML."""
-    images, labels = store.images[rows], store.labels[rows]
-    embeddings = embed(embedder, images)
-    curve = pairs_curve(embeddings, labels)
-    metrics = {"model": figures(embeddings, labels, curve)} if curve else None
+    images, labels = store.images[store.indices(settings.split)], protocol.labels
+    measured = measure(protocol, column)
+    shown = f"{len(labels):,} pictures of {len(np.unique(labels)):,} people."
     return plots.report_page(
-        embeddings,
+        column.features,
         labels,
         store.names,
         images,
         title=f"{store.name}: {settings.split} people",
         subtitle=f"Model {settings.model}",
-        notice=notice,
-        metrics=metrics,
-        metrics_note=(
-            f"{len(rows):,} pictures of {len(np.unique(labels)):,} people; brackets hold 95 % intervals, "
-            "bootstrapped over people. Pairs are all pairs of two pictures."
-        ),
-        curve=curve,
+        notice=f"The model: {column.leak}." if column.leak.found else "",
+        metrics={"model": as_cells(measured.figures)} if measured.figures else None,
+        metrics_note=f"{shown} {protocol.note} Brackets hold 95 % intervals.",
+        curve=measured.curve,
         thresholds=thresholds(embedder.calibration),
-        occlusions=occlusions(settings, embedder, embeddings, labels, store.names, images),
+        occlusions=occlusions(settings, embedder, column.features, labels, store.names, images),
         pairs=settings.pairs,
         max_faces=settings.faces,
         seed=settings.seed,
     )
 
 
-def embed(embedder: FaceEmbedder, faces: np.ndarray) -> np.ndarray:
-    """(N, E) embeddings of (N, S, S, 3) faces, with a bar."""
-    starts = tqdm(range(0, len(faces), BATCH), desc="embedding", unit_scale=BATCH, unit="face")
-    return np.concatenate([embedder.embed_faces(faces[at : at + BATCH]) for at in starts])
-
-
-def pairs_curve(embeddings: np.ndarray, labels: np.ndarray) -> Verification | None:
-    """All pairs; None where nobody has two pictures, or all are of one person."""
-    counts = np.unique(labels, return_counts=True)[1]
-    return all_pairs(embeddings, labels) if len(counts) > 1 and counts.max() > 1 else None
-
-
-def figures(
-    embeddings: np.ndarray, labels: np.ndarray, curve: Verification
-) -> dict[str, plots.Metric]:
-    """The table's rows."""
-    found = retrieval(embeddings, labels)
-    table = {}
-    for name, values in found.per_probe().items():
-        figure = bootstrap(values, found.identity)
-        table[RETRIEVAL[name]] = plots.Metric(figure.value, figure.low, figure.high)
-    table["ROC AUC"] = plots.Metric(curve.auc)
-    table["EER"] = plots.Metric(curve.eer)
-    for far in FARS:
-        rate = curve.tar_at_far(far)
-        value = plots.Metric(rate.tar) if rate.measurable else plots.Metric(None, note=str(rate))
-        table[f"TAR at FAR {far:g}"] = value
-    return table
+def measure(protocol: Identities, column: Column) -> Measured:
+    """The model's figures; none where nobody has two pictures, or all are of one person."""
+    try:
+        return protocol.measure(column.features, column.usable, column.threshold)
+    except InputError as error:
+        say(f"no figures: {error}")
+        return Measured()
 
 
 def thresholds(calibration: Mapping[str, Any]) -> dict[str, float]:
     """The model's own, from its validation people, where enough pairs stand behind them."""
     return {
-        f"FAR {entry['far']:g}": float(entry["threshold"])
+        f"FAR {power(entry['far'])}": float(entry["threshold"])
         for entry in calibration.get("thresholds", [])
         if entry["measurable"]
     }

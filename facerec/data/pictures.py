@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -90,12 +92,14 @@ def read_file(path: Path) -> bytes:
     """Bytes of a picture file, its size checked before reading.
 
     Raises:
-        PictureError: no such file, a folder, a URL, unreadable, or above 64 MiB.
+        PictureError: no such file, a folder, a pipe or a device, a URL, unreadable, or above 64 MiB.
     """
     if str(path).startswith(("http:/", "https:/", "ftp:/", "s3:/", "data:")):
         raise PictureError("a URL where a path is due: download the picture first")
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise PictureError("no regular file, where a picture is due: a pipe or a device")
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise PictureError("no such file") from None
@@ -106,6 +110,11 @@ def read_file(path: Path) -> bytes:
     if len(data) > MAX_FILE_BYTES:
         raise PictureError(f"a file of more than {MAX_FILE_BYTES >> 20} MiB")
     return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe that nobody writes to must not block."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def to_face(picture: np.ndarray, image_size: int, crop: float) -> np.ndarray:

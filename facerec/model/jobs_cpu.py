@@ -15,6 +15,7 @@ Compiled code is kept in a folder that only the user can write, since loading it
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import sys
 import tempfile
@@ -120,6 +121,7 @@ def _compile(function: Callable[[int], None]):
     signature = types.void(types.int64)
     folder = kernel_folder()
     _say_if_new(function, folder)
+    _load_arrays()
     # Numba reads the folder while it makes the function; other functions of the process keep theirs.
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder or "")
     try:
@@ -128,6 +130,21 @@ def _compile(function: Callable[[int], None]):
         return numba.cfunc(signature, error_model="numpy")(function)
     finally:
         numba.config.CACHE_DIR = before
+
+
+def _load_arrays() -> None:
+    """Load Numba's array functions without SciPy, whose import would take longer than all else here.
+
+    While this module loads, Numba asks whether SciPy has a BLAS, for np.vdot alone, which it also does without.
+    """
+    blas = "scipy.linalg.cython_blas"
+    if blas in sys.modules:
+        return
+    sys.modules[blas] = None
+    try:
+        importlib.import_module("numba.np.arraymath")
+    finally:
+        del sys.modules[blas]
 
 
 def _say_if_new(function: Callable[[int], None], folder: Path | None) -> None:
