@@ -10,9 +10,11 @@ Axes: B batch, H W picture, E embedding_dim.
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -39,6 +41,7 @@ from facerec.optimization import Average, clone_state, learning_rate, parameter_
 from facerec.settings import InputError, Settings
 
 READ_EVERY = 50  # steps between two looks at the loss on CUDA, each of which waits for the device
+NO_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|out of memory", re.IGNORECASE)
 RESIDENT_SHARE = 0.25  # of the free device memory that the training pictures may take
 
 
@@ -69,7 +72,7 @@ class TrainerSettings(Settings):
     checkpoint_minutes: float = Field(
         5.0,
         gt=0,
-        description="Longest time between two checkpoints; one is written at every epoch's end too.",
+        description="Longest time between two checkpoints; an epoch's end is saved too where that costs under 1 %.",
     )
 
 
@@ -126,7 +129,7 @@ class Trainer:
         self.best = clone_state(self.average.network)
         self.sums = {"loss": 0.0, "triplets": 0.0}
         self.last_loss = torch.zeros(())
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saving_seconds = time.monotonic(), math.inf
         self.batches: np.ndarray | None = None  # of the epoch at hand
         self.stop: BaseException | None = (
             None  # raised after the step at hand, the checkpoint written
@@ -160,7 +163,8 @@ class Trainer:
             self.batches = self.plan(epoch)
         started, pictures = time.monotonic(), 0
         for positions in self.batches[done:]:
-            self.train_step(positions)
+            with memory_told(self.settings, self.device):
+                self.train_step(positions)
             pictures += len(positions)
             bar.update(len(positions))
             if self.stop is not None:
@@ -276,8 +280,16 @@ class Trainer:
         if value > self.best_value or value == math.inf:
             self.best_value = value
             self.best = clone_state(self.average.network)
-        self.checkpoint()
+        if self.checkpoint_due():
+            self.checkpoint()
         return row
+
+    def checkpoint_due(self) -> bool:
+        """Whether the end of an epoch is saved: the first and the last, and others where that costs under 1 %."""
+        if len(self.history) in (1, self.settings.epochs + 1):
+            return True
+        patience = min(100 * self.saving_seconds, 60 * self.settings.checkpoint_minutes)
+        return time.monotonic() - self.saved_at > patience
 
     def best_row(self) -> dict[str, float]:
         """The epoch whose weights `best` holds."""
@@ -312,6 +324,7 @@ class Trainer:
     def checkpoint(self) -> None:
         """Hands the whole state to `save`."""
         self.read_sums()
+        started = time.monotonic()
         tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"objective/{k}": v for k, v in self.objective.state_dict().items()}
         tensors |= {f"average/{k}": v for k, v in self.average.network.state_dict().items()}
@@ -325,6 +338,7 @@ class Trainer:
         state = {"best_value": self.best_value, "history": self.history, "sums": self.sums}
         self.save(self.step, {k: v.clone() for k, v in tensors.items()}, state)
         self.saved_at = time.monotonic()
+        self.saving_seconds = self.saved_at - started
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes back to the state that `checkpoint` holds."""
@@ -352,6 +366,28 @@ class Trainer:
         self.step = checkpoint.step
         self.best_value = checkpoint.state["best_value"]
         self.history, self.sums = checkpoint.state["history"], checkpoint.state["sums"]
+
+
+@contextmanager
+def memory_told(settings: BatchSettings, device: torch.device) -> Iterator[None]:
+    """Tells of a batch that does not fit into memory in a sentence, with the batch_size to try.
+
+    Raises:
+        InputError: where torch, or the kernels, could not get the memory that they asked for.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and not NO_MEMORY.search(str(error)):
+            raise
+        size, people = settings.batch_size, settings.images_per_identity
+        half = size // 2 // people * people
+        advice = f"set batch_size to {half}" if half >= 2 * people else "take a smaller network"
+        raise InputError(
+            f"a batch of {size} pictures does not fit into the memory of {device}: {advice}; "
+            "what was trained until then is in the last checkpoint"
+        ) from error
 
 
 def confusable_people(embeddings: Tensor, labels: np.ndarray, count: int = 64) -> np.ndarray:

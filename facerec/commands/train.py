@@ -113,7 +113,7 @@ def train(
         on_epoch: called with the metrics of each epoch, 0 included, when they have been logged.
     """
     folder = Path(settings.output) / mlflow_run.id
-    with alone(folder):
+    with alone(folder), mlflow_run.keeping(folder):
         return train_alone(settings, store, mlflow_run, folder, checkpoint, on_epoch)
 
 
@@ -137,7 +137,10 @@ def train_alone(
         try:
             fit(trainer, mlflow_run, on_epoch)
         except (Stopped, TrainingFailed):
-            keep_results(trainer, mlflow_run, settings, folder, references)
+            try:
+                keep_results(trainer, mlflow_run, settings, folder, references)
+            except InputError as error:  # the training's own end is the reason that counts
+                say(f"facerec: {error}")
             raise
         keep_results(trainer, mlflow_run, settings, folder, references)
     return trainer
@@ -160,7 +163,13 @@ def make_trainer(
     save = keeper(folder, settings, store)
     trainer = Trainer(network, objective, store, settings, save, progress)
     if checkpoint:
-        trainer.restore(checkpoint)
+        try:
+            trainer.restore(checkpoint)
+        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"the checkpoint of step {checkpoint.step} in {folder} does not fit its own settings: "
+                f"{one_line(error)[:200]}"
+            ) from error
     return trainer
 
 
