@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from facerec.data.store import Store
 
 PARTS = ("train", "val")
-PATHS = ("data", "cache", "output")  # settings whose folders are nobody's business
+PATHS = ("data", "cache", "output", "init", "model")  # settings whose folders are nobody's business
 
 
 def provenance(
@@ -58,7 +58,9 @@ def provenance(
             "picture_hashes": picture_hashes,
         }
     recipe = as_params(settings) if isinstance(settings, Settings) else dict(settings)
-    recipe |= {name: Path(recipe[name]).name for name in PATHS if name in recipe}
+    recipe |= {
+        name: Path(recipe[name]).name for name in PATHS if ":/" not in recipe.get(name, ":/")
+    }
     data = {"name": store.name, "digest": store.digest}
     return {"salt": salt, "data": data, "recipe": recipe, **parts, **facts}
 

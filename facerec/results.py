@@ -57,10 +57,12 @@ def keep_results(
         provenance=made_from,
         card=model_card(settings, figures, made_from),
     )
-    pages = draw(trainer, folder, None if embeddings is None else embeddings.numpy(), references)
+    curves = draw_curves(trainer, folder, references)
+    faces = trainer.store.layout == "demo" if settings.page_faces is None else settings.page_faces
+    maps = [] if embeddings is None else [draw_map(trainer, folder, embeddings.numpy(), faces)]
     run.deliver()
     try:
-        for path in pages:
+        for path in (curves, *maps):
             run.log_file(path)
         run.log_file(folder / "last", "last")
         weights = hashlib.sha256((folder / "model" / WEIGHTS).read_bytes()).hexdigest()
@@ -85,16 +87,30 @@ def inherited(trainer: Trainer, run: Run, source: str, best: Mapping[str, float]
     return dict(earlier)
 
 
-def draw(
-    trainer: Trainer, folder: Path, embeddings: np.ndarray | None, references: Mapping[str, float]
-) -> list[Path]:
-    """The run's pages: curves, and the map of the validation people where there are any."""
+def draw_curves(trainer: Trainer, folder: Path, references: Mapping[str, float]) -> Path:
+    """The page of the run's curves."""
     lines = {name.replace("_", " "): value for name, value in references.items()}
     curves = plots.training_curves(trainer.history, lines)
-    pages = [write_html(curves, folder / "training_curves.html", "Training curves")]
-    if embeddings is not None:
-        store, rows = trainer.store, trainer.val_indices[:MAP_FACES]
-        faces = (embeddings[:MAP_FACES], store.labels[rows], store.names, store.images[rows])
-        page = plots.embedding_map(*faces, title="Validation people")
-        pages.append(write_html(page, folder / "embedding_map.html", "Validation people"))
-    return pages
+    return write_html(curves, folder / "training_curves.html", "Training curves")
+
+
+def draw_map(trainer: Trainer, folder: Path, embeddings: np.ndarray, faces: bool) -> Path:
+    """The page with the map of the validation people.
+
+    Args:
+        faces: show their pictures and names; otherwise grey squares and numbers.
+    """
+    store, rows = trainer.store, trainer.val_indices[:MAP_FACES]
+    labels, names, images = store.labels[rows], store.names, store.images[rows]
+    if not faces:
+        names = [f"person {number}" for number in range(len(names))]
+        images = np.full((len(rows), 8, 8, 3), 128, np.uint8)
+    page = plots.embedding_map(
+        embeddings[:MAP_FACES],
+        labels,
+        names,
+        images,
+        title="Validation people",
+        subtitle=plots.HOLDS_FACES if faces else "Without pictures and names: see page_faces.",
+    )
+    return write_html(page, folder / "embedding_map.html", "Validation people")

@@ -38,7 +38,7 @@ from facerec.data.store import Store
 from facerec.metrics import validation_figures
 from facerec.objective import COLLAPSED_SPREAD, Objective, spread
 from facerec.optimization import Average, clone_state, learning_rate, parameter_groups
-from facerec.settings import InputError, Settings
+from facerec.settings import InputError, Settings, one_line
 
 READ_EVERY = 50  # steps between two looks at the loss on CUDA, each of which waits for the device
 NO_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|out of memory", re.IGNORECASE)
@@ -341,7 +341,19 @@ class Trainer:
         self.saving_seconds = self.saved_at - started
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Goes back to the state that `checkpoint` holds."""
+        """Goes back to the state that `checkpoint` holds.
+
+        Raises:
+            InputError: if it is of another training, or damaged in a way that its checksum does not show.
+        """
+        try:
+            self._restore(checkpoint)
+        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"the checkpoint of step {checkpoint.step} does not fit its settings: {one_line(error)[:200]}"
+            ) from error
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in checkpoint.tensors.items():
             part, key = name.split("/", 1)
