@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -28,6 +29,7 @@ from tests.test_tracking import kill, port, serve  # noqa: F401
 from tests.test_train_command import TINY, environment, flags
 from tests.test_trainer import small, trainer
 
+STARTED: list[subprocess.Popen[str]] = []
 MAIN = "\nfrom facerec.cli import main\nmain()"
 
 
@@ -38,9 +40,20 @@ def train(
     options = flags({**TINY, **settings}) if "--resume" not in more else []
     command = [sys.executable, "-c", fault + MAIN, "train", *options, "--output", str(output)]
     child = environment(**({"MLFLOW_TRACKING_URI": uri} if uri else {}))
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*command, *more], env=child, stderr=subprocess.PIPE, text=True, cwd=PROJECT
     )
+    STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait(30)
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> str:
@@ -84,22 +97,36 @@ def ready(client: MlflowClient, model_id: str) -> bool:
     return str(client.get_logged_model(model_id).status) == "READY"
 
 
+WAITING = """
+import pathlib, time
+from facerec.trainer import Trainer
+whole = Trainer.validate
+def validate(self):
+    while len(self.history) == 6 and not pathlib.Path({go!r}).exists():
+        time.sleep(0.1)
+    return whole(self)
+Trainer.validate = validate
+"""
+
+
 def test_training_goes_on_while_its_server_is_away(tmp_path, port):  # noqa: F811
     server, uri = serve(tmp_path, port), f"http://127.0.0.1:{port}"
     try:
-        process = train(tmp_path / "out", uri=uri, epochs="30")
-        said = wait_for(process, "epoch 2/")
+        waiting = WAITING.format(go=str(tmp_path / "go"))
+        process = train(tmp_path / "out", fault=waiting, uri=uri, epochs="7")
+        said = wait_for(process, "epoch 1/")
         kill(server)
-        said += wait_for(process, "epoch 8/")
+        said += wait_for(process, "epoch 5/")
         (kept,) = tmp_path.glob("out/*/outbox.jsonl")
         assert "val/map_at_r" in kept.read_text()
         server = serve(tmp_path, port)
+        (tmp_path / "go").touch()
         code, rest = ended(process)
         said += rest
         assert code == 0, said
         assert "is away" in said and "is back" in said and "Traceback" not in said
         assert not kept.exists()
-        check_whole(uri, kept.parent.name, 30)
+        check_whole(uri, kept.parent.name, 7)
     finally:
         kill(server)
 
@@ -107,8 +134,8 @@ def test_training_goes_on_while_its_server_is_away(tmp_path, port):  # noqa: F81
 def test_a_server_that_stays_away_loses_nothing(tmp_path, port):  # noqa: F811
     server, uri = serve(tmp_path, port), f"http://127.0.0.1:{port}"
     try:
-        process = train(tmp_path / "out", uri=uri, epochs="6")
-        wait_for(process, "epoch 2/")
+        process = train(tmp_path / "out", uri=uri, epochs="3")
+        wait_for(process, "epoch 1/")
         kill(server)
         code, said = ended(process)
         last = said.strip().splitlines()[-1]
@@ -121,11 +148,11 @@ def test_a_server_that_stays_away_loses_nothing(tmp_path, port):  # noqa: F811
         server = serve(tmp_path, port)
         code, said = ended(train(tmp_path / "out", "--resume", folder.name, uri=uri))
         assert code == 0, said
-        check_whole(uri, folder.name, 6)
+        check_whole(uri, folder.name, 3)
         assert not (folder / "outbox.jsonl").exists()
         code, said = ended(train(tmp_path / "out", "--resume", folder.name, uri=uri))
         assert code == 0, said
-        check_whole(uri, folder.name, 6)  # once more adds nothing
+        check_whole(uri, folder.name, 3)  # once more adds nothing
     finally:
         kill(server)
 
