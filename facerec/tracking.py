@@ -131,7 +131,8 @@ class Run:
             InputError: if the tracking store is away when the block begins or ends.
         """
         with few_retries():
-            self.outbox = Outbox(folder / "outbox.jsonl", self.send, self.tell)
+            path = folder / "outbox.jsonl"
+            self.outbox = Outbox(path, self.send, lambda count, why: self.tell(path, why))
             try:
                 self.deliver()  # what an earlier process left
                 yield

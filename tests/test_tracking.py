@@ -53,7 +53,7 @@ def serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
     command += ["--artifacts-destination", f"{folder}/kept"]
-    child = environment()
+    child = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
     del child["MLFLOW_TRACKING_URI"]
     process = subprocess.Popen(
         command, env=child, cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True
