@@ -82,7 +82,7 @@ def inherited(trainer: Trainer, run: Run, source: str, best: Mapping[str, float]
     run.tag({"init.run": earlier.get("run_id", "unknown")})
     if "val/map_at_r" in best:
         gain = best["val/map_at_r"] - trainer.history[0]["val/map_at_r"]
-        run.log_metrics({"val/map_at_r_gain": gain}, step=int(best["epoch"]))
+        run.log_metrics({"val/map_at_r_gain": gain}, step=int(best["epoch"]), once=True)
         say(f"gain over the initial model: val MAP@R {gain:+.4f}")
     return dict(earlier)
 

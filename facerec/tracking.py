@@ -187,7 +187,7 @@ class Run:
             patiently(lambda: self.client.log_batch(self.id, params=missing))
         if rows := entry.get("metrics"):
             metrics = [Metric(*row) for row in rows]
-            if again:
+            if again or entry.get("once"):
                 there = {key: self.logged_steps(key) for key in {m.key for m in metrics}}
                 metrics = [m for m in metrics if m.step not in there[m.key]]
             patiently(lambda: self.client.log_batch(self.id, metrics=metrics))
@@ -202,10 +202,11 @@ class Run:
         """Every setting once, canonical, and the recipe's name."""
         self.log_params({**as_params(settings), **({"config": config} if config else {})})
 
-    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Metrics of one epoch."""
+    def log_metrics(self, values: Mapping[str, float], step: int, once: bool = False) -> None:
+        """Metrics of one epoch; `once` leaves out those whose step is there."""
         now = int(time.time() * 1000)
-        self.put({"metrics": [[key, float(value), now, step] for key, value in values.items()]})
+        rows = [[key, float(value), now, step] for key, value in values.items()]
+        self.put({"metrics": rows, "once": once})
 
     def logged_steps(self, key: str) -> set[int]:
         """Steps at which a metric stands already."""
