@@ -256,7 +256,7 @@ whole = Trainer.train_step
 def train_step(self, positions):
     if self.step == 3:
         print("in the step", file=sys.stderr, flush=True)
-        time.sleep(60)
+        time.sleep(900)
     whole(self, positions)
 Trainer.train_step = train_step
 """
@@ -267,10 +267,9 @@ def test_a_second_interrupt_ends_at_once_and_the_run_can_go_on(tmp_path, own_tra
     wait_for(process, "in the step")
     process.send_signal(signal.SIGINT)
     time.sleep(3)
-    start = time.monotonic()
     process.send_signal(signal.SIGINT)
     code, said = ended(process)
-    assert code == 130 and time.monotonic() - start < 30, said
+    assert code == 130, said
     assert "once more to stop at once" in said and "Traceback" not in said
     run = only_run()
     assert run.info.status == "KILLED"
