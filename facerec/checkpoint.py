@@ -21,6 +21,7 @@ from facerec.data.files import DRAFT, write_file
 from facerec.settings import InputError, one_line
 
 NAME = "checkpoint-{:010d}.safetensors"
+UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError)
 PATTERN = re.compile(r"checkpoint-(\d{10})\.safetensors")
 
 
@@ -96,6 +97,8 @@ def read(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             state = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        if not isinstance(state, dict) or not isinstance(state.get("settings", {}), dict):
+            raise ValueError("its state is no list of facts")
+    except UNREADABLE as error:
         raise InputError(f"{path} is no checkpoint of facerec: {one_line(error)}") from error
     return Checkpoint(int(PATTERN.fullmatch(path.name)[1]), tensors, state)

@@ -134,6 +134,9 @@ class FaceEmbedder:
 
         Returns:
             (N, E) float32, unit length.
+
+        Raises:
+            InputError: the network's answer is no number, as of weights without measure.
         """
         with torch.inference_mode():
             batch = to_input(torch.from_numpy(faces).to(self.device))
@@ -141,6 +144,8 @@ class FaceEmbedder:
             if flip:
                 both = embeddings + self._network(batch.flip(3))
                 embeddings = torch.nn.functional.normalize(both, dim=-1)
+        if not torch.isfinite(embeddings).all():
+            raise InputError("the model's embeddings are no numbers: its weights are damaged")
         return embeddings.cpu().numpy()
 
     def similarity(self, a: Picture, b: Picture, **how: Any) -> float:

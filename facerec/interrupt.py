@@ -1,12 +1,16 @@
-"""Ctrl-C and SIGTERM while a training runs: the step at hand is finished and everything is saved; twice is at once."""
+"""Ctrl-C and SIGTERM while a training runs: the step at hand is finished and everything is saved; twice is at once.
+
+Outside of the training both end the process by an exception, so that what is open is closed.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 EXIT_CODE = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -22,7 +26,43 @@ class Stopped(SystemExit):
 
 
 class StoppedAtOnce(SystemExit):
-    """The training was asked twice: nothing more is saved."""
+    """Asked twice, or where no training runs: nothing more is saved."""
+
+
+@contextmanager
+def handling(
+    handler: Callable[[int, FrameType | None], None], numbers: Iterable[int] = tuple(EXIT_CODE)
+) -> Iterator[None]:
+    """Sends signals to `handler` within the block; in a thread, which hears none, it does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            if signal.getsignal(number) is handler:  # who has set another since then wants that one
+                signal.signal(number, old)
+
+
+def stop_at_once() -> AbstractContextManager[None]:
+    """Within the block SIGTERM raises StoppedAtOnce, as Ctrl-C raises KeyboardInterrupt."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise StoppedAtOnce(EXIT_CODE[signal.Signals(number)])
+
+    return handling(handler, [signal.SIGTERM])
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Signals that come within the block take effect at its end."""
+    came: list[int] = []
+    with handling(lambda number, frame: came.append(number)):
+        yield
+    for number in came[:1]:
+        signal.raise_signal(number)
 
 
 @contextmanager
@@ -49,10 +89,5 @@ def stop_softly(request: Callable[[Stopped], None], aloud: bool = True) -> Itera
             )
         request(Stopped(code))
 
-    before = {number: signal.signal(number, handler) for number in EXIT_CODE}
-    try:
+    with handling(handler):
         yield
-    finally:
-        for number, old in before.items():
-            if signal.getsignal(number) is handler:  # who has set another since then wants that one
-                signal.signal(number, old)

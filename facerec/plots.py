@@ -41,6 +41,9 @@ __all__ = [
     "write_html",
 ]
 
+HOLDS_FACES = (
+    "This page holds pictures and names of people: pass it on only as you would pass on those."
+)
 PAIR_FACES = 10_000  # among which the hardest pairs are sought; comparing them takes seconds
 
 
@@ -152,7 +155,7 @@ def report_page(
     return document(
         title,
         "\n".join(body),
-        subtitle=subtitle,
+        subtitle=f"{subtitle} {HOLDS_FACES}".strip(),
         data={"map": faces.data},
         styles=faces.styles + pair_styles,
         scripts=("map.js",),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from facerec.data.store import Store
 
 PARTS = ("train", "val")
-PATHS = ("data", "cache", "output")  # settings whose folders are nobody's business
+PATHS = ("data", "cache", "output", "init", "model")  # settings whose folders are nobody's business
 LFW_TERMS = """
 **For research only**: Labeled Faces in the Wild is offered for research, and its authors ask that it is not taken for
 evidence that an algorithm suits a commercial purpose. Its pictures are of public figures in the news, found without
@@ -65,7 +65,9 @@ def provenance(
             "picture_hashes": picture_hashes,
         }
     recipe = as_params(settings) if isinstance(settings, Settings) else dict(settings)
-    recipe |= {name: Path(recipe[name]).name for name in PATHS if name in recipe}
+    recipe |= {
+        name: Path(recipe[name]).name for name in PATHS if ":/" not in recipe.get(name, ":/")
+    }
     data = {"name": store.name, "digest": store.digest}
     teacher = (earlier or {}).get("teacher")
     taught = {"teacher": teacher} if isinstance(teacher, Mapping) else {}

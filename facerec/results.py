@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mlflow.exceptions import MlflowException
 
 from facerec import plots
 from facerec.calibration import calibration
 from facerec.checkpoint import Checkpoints
 from facerec.compute import embed_pictures
 from facerec.embedder import FaceEmbedder
-from facerec.model_folder import write_model
+from facerec.model_folder import WEIGHTS, write_model
 from facerec.page import write_html
 from facerec.provenance import model_card, provenance
 from facerec.registry import log_model
+from facerec.settings import one_line
 from facerec.teacher import TEACHERS
 from facerec.tracking import Run, say
 from facerec.trainer import Trainer
@@ -27,16 +30,18 @@ MAP_FACES = 2000
 def keep_results(
     trainer: Trainer, run: Run, settings: Any, folder: Path, references: Mapping[str, float]
 ) -> None:
-    """Logs model and pages of a training that has ended, or was stopped, and says where they are.
+    """Writes, then logs model and pages of a training that has ended, or was stopped, and says where they are.
 
     Args:
         settings: TrainSettings of the run.
         folder: the run's own, on disk.
         references: Recall@1 of features that know nothing of faces, by name.
+
+    Raises:
+        InputError: if the disk is full, or the tracking store is away: all is in `folder` then.
     """
     last = trainer.average.network.state_dict()
     Checkpoints(folder / "last", keep=1).save(trainer.step, last, {})
-    run.log_file(folder / "last", "last")
     network, store, rows = trainer.average.network, trainer.store, trainer.val_indices
     network.load_state_dict(trainer.best)
     best = trainer.best_row()
@@ -54,8 +59,22 @@ def keep_results(
         provenance=made_from,
         card=model_card(settings, figures, made_from),
     )
-    log_model(folder / "model", run.id)
-    draw(trainer, run, folder, None if embeddings is None else embeddings.numpy(), references)
+    curves = draw_curves(trainer, folder, references)
+    faces = trainer.store.layout == "demo" if settings.page_faces is None else settings.page_faces
+    maps = [] if embeddings is None else [draw_map(trainer, folder, embeddings.numpy(), faces)]
+    run.deliver()
+    try:
+        for path in (curves, *maps):
+            run.log_file(path)
+        run.log_file(folder / "last", "last")
+        weights = hashlib.sha256((folder / "model" / WEIGHTS).read_bytes()).hexdigest()
+        if (
+            run.tags().get("model.sha256") != weights
+        ):  # there already, where a run is resumed in vain
+            log_model(folder / "model", run.id)
+            run.tag({"model.sha256": weights})
+    except (MlflowException, OSError) as error:
+        raise run.kept(one_line(error)[:200]) from error
     say(f"model: runs:/{run.id}/model (epoch {int(best['epoch'])}); files in {folder}")
 
 
@@ -65,26 +84,35 @@ def inherited(trainer: Trainer, run: Run, source: str, best: Mapping[str, float]
     run.tag({"init.run": earlier.get("run_id", "unknown")})
     if "val/map_at_r" in best:
         gain = best["val/map_at_r"] - trainer.history[0]["val/map_at_r"]
-        run.log_metrics({"val/map_at_r_gain": gain}, step=int(best["epoch"]))
+        run.log_metrics({"val/map_at_r_gain": gain}, step=int(best["epoch"]), once=True)
         say(f"gain over the initial model: val MAP@R {gain:+.4f}")
     return dict(earlier)
 
 
-def draw(
-    trainer: Trainer,
-    run: Run,
-    folder: Path,
-    embeddings: np.ndarray | None,
-    references: Mapping[str, float],
-) -> None:
-    """The run's pages: curves, and the map of the validation people where there are any."""
+def draw_curves(trainer: Trainer, folder: Path, references: Mapping[str, float]) -> Path:
+    """The page of the run's curves."""
     lines = {name.replace("_", " "): value for name, value in references.items()}
     curves = plots.training_curves(trainer.history, lines)
-    pages = [write_html(curves, folder / "training_curves.html", "Training curves")]
-    if embeddings is not None:
-        store, rows = trainer.store, trainer.val_indices[:MAP_FACES]
-        faces = (embeddings[:MAP_FACES], store.labels[rows], store.names, store.images[rows])
-        page = plots.embedding_map(*faces, title="Validation people")
-        pages.append(write_html(page, folder / "embedding_map.html", "Validation people"))
-    for page in pages:
-        run.log_file(page)
+    return write_html(curves, folder / "training_curves.html", "Training curves")
+
+
+def draw_map(trainer: Trainer, folder: Path, embeddings: np.ndarray, faces: bool) -> Path:
+    """The page with the map of the validation people.
+
+    Args:
+        faces: show their pictures and names; otherwise grey squares and numbers.
+    """
+    store, rows = trainer.store, trainer.val_indices[:MAP_FACES]
+    labels, names, images = store.labels[rows], store.names, store.images[rows]
+    if not faces:
+        names = [f"person {number}" for number in range(len(names))]
+        images = np.full((len(rows), 8, 8, 3), 128, np.uint8)
+    page = plots.embedding_map(
+        embeddings[:MAP_FACES],
+        labels,
+        names,
+        images,
+        title="Validation people",
+        subtitle=plots.HOLDS_FACES if faces else "Without pictures and names: see page_faces.",
+    )
+    return write_html(page, folder / "embedding_map.html", "Validation people")

@@ -26,6 +26,7 @@ FREE = (
     "output",
     "cache",
     "data",
+    "page_faces",
     "system_metrics",
     "checkpoint_minutes",
     "rebuild_store",

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 MAX_RECIPE_BYTES = 1_000_000
+LONGEST = 200  # characters of a bad value that a message repeats
 
 # Settings are called `register` and `json`, and pydantic's models inherit methods of those names that nobody calls.
 warnings.filterwarnings("ignore", message='Field name "(register|json)"', category=UserWarning)
@@ -196,12 +197,13 @@ def sentence(model: type[Settings], error: ValidationError, source: Any) -> str:
         flag = "--" + key.replace("_", "-")
         return f"{key} is missing: give {flag} (or -P {key}=...): {model.model_fields[key].description}"
     reason = reason.replace("Input should be", "should be")
-    said = " ".join(canonical(problem["input"]).split())
+    said = " ".join(canonical(problem["input"]).split())[:LONGEST]
     return f"{key}={said} ({source(key)}): {reason}; wanted: {wanted(model.model_fields[key])}"
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """A sentence that names the nearest known setting."""
+    key = key[:LONGEST]
     near = difflib.get_close_matches(key.replace("-", "_"), list(known), n=1, cutoff=0.5)
     return f"there is no setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 

@@ -20,7 +20,7 @@ OPTIONS = ("log", "step", "when", "setting")
 # Settings that say where things lie or how they are watched: nothing to search, and free to differ between sessions.
 NOT_SEARCHED = (
     "resume", "register", "experiment", "run_name", "output", "cache", "rebuild_store", "system_metrics",
-    "checkpoint_minutes", "device", "seed", "data",
+    "checkpoint_minutes", "page_faces", "device", "seed", "data",
 )  # fmt: skip
 
 

@@ -22,14 +22,17 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
+from mlflow.tracking import MlflowClient, fluent
 from pydantic import Field
 from tqdm import tqdm
 
 from facerec.data.store import Store
+from facerec.interrupt import held, stop_at_once
+from facerec.outbox import Entry, Outbox
 from facerec.settings import InputError, Settings, as_params, canonical, one_line
 
 BUSY_SECONDS = 60
+END_SECONDS = 20  # that the end of a training waits for a tracking server that is away
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 SQLITE = "sqlite:///"
 
@@ -118,23 +121,92 @@ class Run:
 
     def __init__(self, run_id: str) -> None:
         self.id, self.uri, self.client = run_id, mlflow.get_tracking_uri(), MlflowClient()
+        self.outbox: Outbox | None = None
+
+    @contextmanager
+    def keeping(self, folder: Path) -> Iterator[None]:
+        """Within this block metrics, parameters and tags go through an outbox in the run's folder.
+
+        Raises:
+            InputError: if the tracking store is away when the block begins or ends.
+        """
+        with few_retries():
+            path = folder / "outbox.jsonl"
+            self.outbox = Outbox(path, self.send, lambda count, why: self.tell(path, why))
+            try:
+                self.deliver()  # what an earlier process left
+                yield
+                self.deliver()
+            finally:
+                self.outbox.flush(1)
+                self.outbox.close()
+                self.outbox = None
+
+    def deliver(self) -> None:
+        """Waits until all is sent.
+
+        Raises:
+            InputError: if the tracking store is away for longer than `END_SECONDS`; all is kept.
+        """
+        if self.outbox and self.outbox.flush(END_SECONDS):
+            raise self.kept(self.outbox.trouble or "it does not answer")
+
+    def kept(self, reason: str) -> InputError:
+        """The sentence for a training whose tracking store is away at its end."""
+        folder = self.outbox.path.parent
+        return InputError(
+            f"not all of run {self.id} could be sent to {self.uri} ({reason}): metrics, checkpoints and what else was "
+            f"made are kept in {folder}; the same command with --resume {self.id} sends them when it is back"
+        )
+
+    def tell(self, count: int, reason: str | None) -> None:
+        """Says that the tracking store is away, or is back."""
+        if reason:
+            say(
+                f"MLflow at {self.uri} is away ({reason}): what is logged is kept in {self.outbox.path}"
+            )
+            return
+        say(f"MLflow at {self.uri} is back: all that was kept has been sent")
+        monitor = fluent.run_id_to_system_metrics_monitor.get(self.id)
+        thread = getattr(monitor, "_process", None)
+        if thread is not None and not thread.is_alive():  # it gives up when a server is away
+            monitor.start()
+
+    def put(self, entry: Entry) -> None:
+        """Sends an entry, through the outbox where there is one."""
+        if self.outbox:
+            self.outbox.put(entry)
+        else:
+            self.send(entry)
+
+    def send(self, entry: Entry, again: bool = False) -> None:
+        """Logs metrics, parameters and tags; `again` leaves out metrics whose step is there."""
+        if params := entry.get("params"):
+            known = patiently(lambda: self.client.get_run(self.id)).data.params
+            missing = [Param(key, value) for key, value in params.items() if key not in known]
+            patiently(lambda: self.client.log_batch(self.id, params=missing))
+        if rows := entry.get("metrics"):
+            metrics = [Metric(*row) for row in rows]
+            if again or entry.get("once"):
+                there = {key: self.logged_steps(key) for key in {m.key for m in metrics}}
+                metrics = [m for m in metrics if m.step not in there[m.key]]
+            patiently(lambda: self.client.log_batch(self.id, metrics=metrics))
+        for key, text in entry.get("tags", {}).items():
+            patiently(lambda key=key, text=text: self.client.set_tag(self.id, key, text))
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Adds what the run does not hold yet; a parameter is never said twice."""
-        known = patiently(lambda: self.client.get_run(self.id)).data.params
-        missing = [Param(key, value) for key, value in params.items() if key not in known]
-        if missing:
-            patiently(lambda: self.client.log_batch(self.id, params=missing))
+        self.put({"params": dict(params)})
 
     def log_settings(self, settings: Settings, config: str | None = None) -> None:
         """Every setting once, canonical, and the recipe's name."""
         self.log_params({**as_params(settings), **({"config": config} if config else {})})
 
-    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Metrics of one epoch."""
+    def log_metrics(self, values: Mapping[str, float], step: int, once: bool = False) -> None:
+        """Metrics of one epoch; `once` leaves out those whose step is there."""
         now = int(time.time() * 1000)
-        metrics = [Metric(key, float(value), now, step) for key, value in values.items()]
-        patiently(lambda: self.client.log_batch(self.id, metrics=metrics))
+        rows = [[key, float(value), now, step] for key, value in values.items()]
+        self.put({"metrics": rows, "once": once})
 
     def logged_steps(self, key: str) -> set[int]:
         """Steps at which a metric stands already."""
@@ -142,9 +214,11 @@ class Run:
 
     def tag(self, tags: Mapping[str, Any]) -> None:
         """Sets tags."""
-        for key, value in tags.items():
-            text = canonical(value)
-            patiently(lambda key=key, text=text: self.client.set_tag(self.id, key, text))
+        self.put({"tags": {key: canonical(value) for key, value in tags.items()}})
+
+    def tags(self) -> dict[str, str]:
+        """Tags that the run has."""
+        return patiently(lambda: self.client.get_run(self.id)).data.tags
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """Keeps a file, or a folder's files, as artifacts."""
@@ -178,6 +252,17 @@ def track(settings: TrackingSettings, run_id: str | None = None) -> Iterator[Run
         InputError: if the tracking store cannot be reached.
     """
     logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    with stop_at_once(), ending():
+        try:
+            with held(), few_retries():  # a run that has been made is known, and ends as KILLED
+                run = open_run(settings, run_id)
+            yield run
+        except MlflowException as error:
+            raise InputError(unreachable(error)) from error
+
+
+def open_run(settings: TrackingSettings, run_id: str | None) -> Run:
+    """The active run of `track`."""
     try:
         absolute_tracking_uri()
         if settings.system_metrics:
@@ -200,11 +285,10 @@ def track(settings: TrackingSettings, run_id: str | None = None) -> Iterator[Run
     except (MlflowException, OSError) as error:
         raise InputError(unreachable(error)) from error
     run = Run(active.info.run_id)
-    with ending():
-        run.tag(git_tags(active.data.tags))
-        if joined and settings.run_name:
-            run.tag({"mlflow.runName": settings.run_name})
-        yield run
+    run.tag(git_tags(active.data.tags))
+    if joined and settings.run_name:
+        run.tag({"mlflow.runName": settings.run_name})
+    return run
 
 
 @contextmanager
@@ -219,17 +303,17 @@ def nested(parent: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
     # MLflow would take the run that `mlflow run` has made for the new one.
     os.environ.pop("MLFLOW_RUN_ID", None)
     above = patiently(lambda: MlflowClient().get_run(parent))
-    active = patiently(
-        lambda: mlflow.start_run(
-            experiment_id=above.info.experiment_id,
-            run_name=name,
-            nested=True,
-            parent_run_id=parent,
-            tags=dict(tags),
-            log_system_metrics=False,
-        )
-    )
     with ending():
+        active = patiently(
+            lambda: mlflow.start_run(
+                experiment_id=above.info.experiment_id,
+                run_name=name,
+                nested=True,
+                parent_run_id=parent,
+                tags=dict(tags),
+                log_system_metrics=False,
+            )
+        )
         yield Run(active.info.run_id)
 
 
@@ -247,8 +331,8 @@ def bury_nested(parent: str, having: Mapping[str, str], tags: Mapping[str, str])
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Ends the active run: FINISHED, KILLED on Ctrl-C, FAILED on an error."""
-    status = "FAILED"
+    """Ends the run that the block makes active: FINISHED, KILLED on Ctrl-C, FAILED on an error."""
+    status, before = "FAILED", mlflow.active_run()
     try:
         yield
         status = "FINISHED"
@@ -256,7 +340,22 @@ def ending() -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
-        patiently(lambda: mlflow.end_run(status))
+        if mlflow.active_run() is not before:
+            end_run(status)
+
+
+def end_run(status: str) -> None:
+    """Ends the active run; a signal meanwhile comes when that is done.
+
+    Raises:
+        InputError: if a run that is to be FINISHED cannot be told so. Any other has its reason to be told already.
+    """
+    with held(), few_retries():
+        try:
+            patiently(lambda: mlflow.end_run(status))
+        except (MlflowException, OSError) as error:
+            if status == "FINISHED":
+                raise InputError(unreachable(error)) from error
 
 
 def git_tags(known: Mapping[str, str]) -> dict[str, str]:

@@ -13,9 +13,11 @@ Axes: B batch, H W picture, E embedding_dim.
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -41,9 +43,10 @@ from facerec.interrupt import Stopped
 from facerec.metrics import validation_figures
 from facerec.objective import COLLAPSED_SPREAD, Objective, spread
 from facerec.optimization import Average, clone_state, learning_rate, parameter_groups
-from facerec.settings import InputError, Settings
+from facerec.settings import InputError, Settings, one_line
 
 READ_EVERY = 50  # steps between two looks at the loss on CUDA, each of which waits for the device
+NO_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|out of memory", re.IGNORECASE)
 RESIDENT_SHARE = 0.25  # of the free device memory that the training pictures may take
 
 
@@ -78,7 +81,7 @@ class TrainerSettings(Settings):
     checkpoint_minutes: float = Field(
         5.0,
         gt=0,
-        description="Longest time between two checkpoints; one is written at every epoch's end too.",
+        description="Longest time between two checkpoints; an epoch's end is saved too where that costs under 1 %.",
     )
 
 
@@ -143,7 +146,7 @@ class Trainer:
         self.best = clone_state(self.average.network)
         self.sums = {"loss": 0.0, "triplets": 0.0}
         self.last_loss = torch.zeros(())
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saving_seconds = time.monotonic(), math.inf
         self.batches: np.ndarray | None = None  # of the epoch at hand
         self.stop: BaseException | None = (
             None  # raised after the step at hand, the checkpoint written
@@ -177,7 +180,8 @@ class Trainer:
             self.batches = self.plan(epoch)
         started, pictures = time.monotonic(), 0
         for positions in self.batches[done:]:
-            self.train_step(positions)
+            with memory_told(self.settings, self.device):
+                self.train_step(positions)
             pictures += len(positions)
             bar.update(len(positions))
             stop, due = self.agreed()
@@ -309,8 +313,16 @@ class Trainer:
         if value > self.best_value or value == math.inf:
             self.best_value = value
             self.best = clone_state(self.average.network)
-        self.checkpoint()
+        if self.checkpoint_due():
+            self.checkpoint()
         return row
+
+    def checkpoint_due(self) -> bool:
+        """Whether the end of an epoch is saved: the first and the last, and others where that costs under 1 %."""
+        if len(self.history) in (1, self.settings.epochs + 1):
+            return True
+        patience = min(100 * self.saving_seconds, 60 * self.settings.checkpoint_minutes)
+        return time.monotonic() - self.saved_at > patience
 
     def best_row(self) -> dict[str, float]:
         """The epoch whose weights `best` holds."""
@@ -345,6 +357,7 @@ class Trainer:
     def checkpoint(self) -> None:
         """Hands the whole state to `save`."""
         self.read_sums()
+        started = time.monotonic()
         tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"objective/{k}": v for k, v in self.objective.state_dict().items()}
         tensors |= {f"average/{k}": v for k, v in self.average.network.state_dict().items()}
@@ -358,9 +371,22 @@ class Trainer:
         state = {"best_value": self.best_value, "history": self.history, "sums": self.sums}
         self.save(self.step, {k: v.clone() for k, v in tensors.items()}, state)
         self.saved_at = time.monotonic()
+        self.saving_seconds = self.saved_at - started
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Goes back to the state that `checkpoint` holds."""
+        """Goes back to the state that `checkpoint` holds.
+
+        Raises:
+            InputError: if it is of another training, or damaged in a way that its checksum does not show.
+        """
+        try:
+            self._restore(checkpoint)
+        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"the checkpoint of step {checkpoint.step} does not fit its settings: {one_line(error)[:200]}"
+            ) from error
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in checkpoint.tensors.items():
             part, key = name.split("/", 1)
@@ -385,6 +411,28 @@ class Trainer:
         self.step = checkpoint.step
         self.best_value = checkpoint.state["best_value"]
         self.history, self.sums = checkpoint.state["history"], checkpoint.state["sums"]
+
+
+@contextmanager
+def memory_told(settings: BatchSettings, device: torch.device) -> Iterator[None]:
+    """Tells of a batch that does not fit into memory in a sentence, with the batch_size to try.
+
+    Raises:
+        InputError: where torch, or the kernels, could not get the memory that they asked for.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and not NO_MEMORY.search(str(error)):
+            raise
+        size, people = settings.batch_size, settings.images_per_identity
+        half = size // 2 // people * people
+        advice = f"set batch_size to {half}" if half >= 2 * people else "take a smaller network"
+        raise InputError(
+            f"a batch of {size} pictures does not fit into the memory of {device}: {advice}; "
+            "what was trained until then is in the last checkpoint"
+        ) from error
 
 
 def confusable_people(embeddings: Tensor, labels: np.ndarray, count: int = 64) -> np.ndarray:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -45,34 +48,44 @@ def test_runs_at_once_on_the_default_store_lose_no_metric(tmp_path):
             assert [(m.step, m.value) for m in history] == [(s, factor * s) for s in range(60)]
 
 
-@pytest.fixture
-def server(tmp_path):
-    """A tracking server of MLflow's own on a free port, its artifacts behind it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """A tracking server of MLflow's own, its artifacts behind it, in a process group of its own; it answers."""
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    store = [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        f"{tmp_path}/kept",
-    ]
-    child = environment()
+    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    command += ["--artifacts-destination", f"{folder}/kept"]
+    child = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
     del child["MLFLOW_TRACKING_URI"]
     process = subprocess.Popen(
-        [*command, *store], env=child, cwd=tmp_path, stderr=subprocess.DEVNULL
+        command, env=child, cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(240):
+    for _ in range(480):
         try:
-            urllib.request.urlopen(url + "/health", timeout=1)
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
             break
         except OSError:
             time.sleep(0.25)
-    yield url
-    process.terminate()
-    process.wait(30)
+    return process
+
+
+def kill(server: subprocess.Popen[bytes]) -> None:
+    """Ends a server and its workers at once."""
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait(30)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def server(tmp_path: Path, port: int) -> Iterator[str]:
+    """The URL of a tracking server."""
+    process = serve(tmp_path, port)
+    yield f"http://127.0.0.1:{port}"
+    kill(process)
 
 
 def test_training_on_an_http_server(server, tmp_path):

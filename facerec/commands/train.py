@@ -62,6 +62,11 @@ class TrainSettings(
         None,
         description="Run to go on with, or `last`: same run in MLflow, settings of its checkpoint.",
     )
+    page_faces: bool | None = Field(
+        None,
+        description="Pictures and names of validation people on the run's map, which MLflow keeps; none = of "
+        "rendered people alone.",
+    )
     register: str | None = Field(
         None, description="Name under which the model is registered at the end."
     )
@@ -154,7 +159,7 @@ def train(
         on_epoch: called with the metrics of each epoch, 0 included, when they have been logged.
     """
     folder = Path(settings.output) / mlflow_run.id
-    with alone(folder):
+    with alone(folder), mlflow_run.keeping(folder):
         return train_alone(settings, store, mlflow_run, folder, checkpoint, on_epoch)
 
 
@@ -178,7 +183,10 @@ def train_alone(
         try:
             fit(trainer, mlflow_run, on_epoch)
         except (Stopped, TrainingFailed):
-            keep_results(trainer, mlflow_run, settings, folder, references)
+            try:
+                keep_results(trainer, mlflow_run, settings, folder, references)
+            except InputError as error:  # the training's own end is the reason that counts
+                say(f"facerec: {error}")
             raise
         keep_results(trainer, mlflow_run, settings, folder, references)
     return trainer
