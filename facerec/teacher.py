@@ -31,7 +31,7 @@ from safetensors.numpy import load, save
 from tqdm import tqdm
 
 from facerec.data.files import cache_errors, write_file
-from facerec.data.pictures import decode, read_file
+from facerec.data.pictures import PictureError, decode, read_file
 from facerec.data.sources import cache_folder
 from facerec.settings import InputError
 
@@ -247,9 +247,12 @@ def dlib_answer(digest: str, path: Path) -> np.ndarray:
     """(128,) float32 of dlib's network for the face in the middle of a picture.
 
     Raises:
-        InputError: the file at `path` is not the one with this SHA-256.
+        InputError: the file at `path` is gone, or not the one with this SHA-256.
     """
-    data = read_file(path)
+    try:
+        data = read_file(path)
+    except PictureError as error:
+        raise InputError(f"{path}: {error}") from None
     if hashlib.sha256(data).hexdigest() != digest:
         raise InputError(
             f"{path} has changed since its store was built: pass --rebuild-store true to take it as it is now"

@@ -151,6 +151,8 @@ def test_a_picture_that_has_changed_is_told(tmp_path):
     Image.fromarray(picture(0)).save(tmp_path / "one.png")
     with pytest.raises(InputError, match="has changed"):
         dlib_answer("0" * 64, tmp_path / "one.png")
+    with pytest.raises(InputError, match=r"two\.png: no such file"):
+        dlib_answer("0" * 64, tmp_path / "two.png")
 
 
 def test_model_and_its_descendants_name_the_teacher(store, tmp_path):
