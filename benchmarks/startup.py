@@ -3,7 +3,8 @@
     python benchmarks/startup.py [--model FOLDER] [--rounds 10] [--out startup.json]
 
 Both by turns, after one round that does not count and that compiles the CPU kernels; the ratio is of the medians, of
-seconds on the clock and of user plus system CPU seconds, which a busy machine disturbs less. Without a model one
+seconds on the clock and of user plus system CPU seconds, which a busy machine disturbs less if OMP_WAIT_POLICY=PASSIVE
+keeps idle threads from spinning. Without a model one
 of the default network's size is written, with fresh weights.
 """
 

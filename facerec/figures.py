@@ -62,7 +62,11 @@ def base_layout(height: int, **layout: Any) -> dict[str, Any]:
             "bordercolor": light("line"),
             "font": {"color": light("ink"), "family": FONT, "size": 12.5},
         },
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": light("muted")},
+        "modebar": {
+            "bgcolor": "rgba(0,0,0,0)",
+            "color": light("muted"),
+            "activecolor": light("ink"),
+        },
         "showlegend": False,
         **layout,
     }

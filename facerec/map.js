@@ -168,7 +168,7 @@ function mapLayout(width) {
     margin: { l: 26, r: 10, t: 10, b: 26 },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, color: colour("muted") },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("muted") },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("muted"), activecolor: colour("ink") },
     showlegend: false, hovermode: "closest", hoverdistance: 14, dragmode: "zoom",
     uirevision: state.method + state.dimensions,
   };
@@ -415,9 +415,10 @@ function has3d() {
 
 function startMap() {
   for (const input of document.querySelectorAll(".bar input")) {
-    if (input.name === "dimensions" && input.value === "3" && !has3d()) {
+    const drawn = input.name !== "dimensions" || MAP.views.some((v) => v.dimensions === +input.value);
+    if (!drawn || (input.name === "dimensions" && input.value === "3" && !has3d())) {
       input.disabled = true;
-      input.parentElement.title = "This browser offers no WebGL, which 3-D needs";
+      input.parentElement.title = drawn ? "This browser offers no WebGL, which 3-D needs" : "Not on this page";
     }
     input.checked = String(state[input.name]) === input.value;
     input.addEventListener("change", () => {
