@@ -11,6 +11,7 @@ KEY=VALUE sets anything else that `train` knows, for all rows.
 from __future__ import annotations
 
 import argparse
+import signal
 import statistics
 import subprocess
 import sys
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="a row, such as 'vit cosface 128'")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of train, for all rows")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the training ends with us
     absolute_tracking_uri()
     names = ("data", "epochs", "image_size", "experiment", "output")
     given = {name: str(getattr(args, name)) for name in names}
