@@ -66,7 +66,7 @@ def kills(folder: Path, data: str, count: int, chance: random.Random) -> dict[st
         trainings += 1
         output, here = folder / str(trainings), 0
         while True:
-            process = train(output, data)
+            process, start = train(output, data), time.monotonic()
             try:
                 code = process.wait(chance.uniform(0, seconds) if done + here < count else None)
                 break
@@ -75,6 +75,8 @@ def kills(folder: Path, data: str, count: int, chance: random.Random) -> dict[st
                 process.wait()
                 here += 1
                 print(f"kill {done + here}: {state(output)}", flush=True)
+        if not here:  # the machine may have become faster
+            seconds = time.monotonic() - start
         same = code == 0 and outcome(output) == expected
         print(
             f"training {trainings}: {here} kills, {'the same' if same else 'NOT the same'}",
