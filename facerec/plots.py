@@ -155,7 +155,7 @@ def report_page(
     return document(
         title,
         "\n".join(body),
-        subtitle=f"{subtitle} {HOLDS_FACES}".strip(),
+        subtitle=" ".join(filter(None, [subtitle and subtitle.rstrip(".") + ".", HOLDS_FACES])),
         data={"map": faces.data},
         styles=faces.styles + pair_styles,
         scripts=("map.js",),
