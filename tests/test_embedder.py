@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from facerec import FaceEmbedder
+from facerec.embedder import WEIGHTS
 from facerec.settings import InputError
 from tests.models import encoded, hostile_pictures, make_model, picture
 
@@ -184,6 +186,17 @@ def test_what_is_no_model(source: str, device: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:
         FaceEmbedder.load(source, device)
     assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_model_works_and_says_whom_it_has_met() -> None:
+    faces = FaceEmbedder.load("pretrained-lfw", "cpu")
+    pictures = [Image.new("RGB", (80, 80), color) for color in ("gray", "brown")]
+    embeddings = faces.embed(pictures)
+    assert np.linalg.norm(embeddings, axis=1) == pytest.approx([1, 1], abs=1e-5)
+    folder = WEIGHTS / "pretrained-lfw"
+    assert "For research only" in (folder / "MODEL_CARD.md").read_text()
+    assert json.loads((folder / "provenance.json").read_text())["train"]["people"] == 3432
+    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*")) < 16e6
 
 
 def test_shipped_models_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
