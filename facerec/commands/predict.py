@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -82,6 +83,9 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
 
         reach_tracking()
     embedder = FaceEmbedder.load(located(settings.model), settings.device)
+    data = embedder.provenance.get("data")
+    if isinstance(data, dict) and data.get("name") == "demo":
+        print("facerec: this model knows rendered people alone, not photographs", file=sys.stderr)
     answer = compare(embedder, settings) if pair else identify(embedder, settings)
     print(json.dumps(answer) if settings.json else in_words(answer))
 
