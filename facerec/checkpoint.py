@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from facerec.data.files import DRAFT, write_file
+from facerec.data.files import DRAFT, disk_told, write_file
 from facerec.settings import InputError, one_line
 
 NAME = "checkpoint-{:010d}.safetensors"
@@ -39,12 +39,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         InputError: if the disk is full or the folder cannot be written; what stood at `path` is still there.
     """
-    try:
+    with disk_told(path):
         write_file(path, content)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {one_line(error)}; free space or choose another folder"
-        ) from error
 
 
 class Checkpoints:

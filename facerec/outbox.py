@@ -12,6 +12,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class Outbox:
         self.waiting = deque((entry, True) for entry in read(path))
         if self.waiting:  # a line that was cut short goes
             write_file(path, b"".join(map(line, (entry for entry, _ in self.waiting))))
+        else:
+            path.unlink(missing_ok=True)
         self.trouble: str | None = None
         self.closed = False
         self.changed = threading.Condition()
@@ -93,7 +96,7 @@ class Outbox:
             self.waiting[0] = (self.waiting[0][0], True)
             count = len(self.waiting)
         if first:
-            self.told(count, reason)
+            self._tell(count, reason)
         with self.changed:
             self.changed.wait_for(lambda: self.closed, PAUSE)
 
@@ -102,11 +105,16 @@ class Outbox:
             self.waiting.popleft()
             over = self.trouble is not None and not self.waiting
             if not self.waiting:
-                self.path.unlink(missing_ok=True)
+                with suppress(OSError):  # what stays is sent once more, and doubles nothing
+                    self.path.unlink(missing_ok=True)
                 self.trouble = None
             self.changed.notify_all()
         if over:
-            self.told(0, None)
+            self._tell(0, None)
+
+    def _tell(self, count: int, reason: str | None) -> None:
+        with suppress(Exception):  # a console that has gone ends no sending
+            self.told(count, reason)
 
 
 def line(entry: Entry) -> bytes:

@@ -14,6 +14,7 @@ from facerec import plots
 from facerec.calibration import calibration
 from facerec.checkpoint import Checkpoints
 from facerec.compute import embed_pictures
+from facerec.data.files import disk_told
 from facerec.embedder import FaceEmbedder
 from facerec.model_folder import WEIGHTS, write_model
 from facerec.page import write_html
@@ -59,9 +60,10 @@ def keep_results(
         provenance=made_from,
         card=model_card(settings, figures, made_from),
     )
-    curves = draw_curves(trainer, folder, references)
     faces = trainer.store.layout == "demo" if settings.page_faces is None else settings.page_faces
-    maps = [] if embeddings is None else [draw_map(trainer, folder, embeddings.numpy(), faces)]
+    with disk_told(folder):
+        curves = draw_curves(trainer, folder, references)
+        maps = [] if embeddings is None else [draw_map(trainer, folder, embeddings.numpy(), faces)]
     run.deliver()
     try:
         for path in (curves, *maps):

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -202,6 +203,11 @@ def answers_of(name: str, pictures: dict[str, Path]) -> Iterator[tuple[str, np.n
         for start in range(0, len(items), WINDOW * processes):
             hashes, paths = zip(*items[start : start + WINDOW * processes], strict=True)
             yield from zip(hashes, pool.map(answer, hashes, paths), strict=True)
+    except BrokenProcessPool as error:
+        raise InputError(
+            f"a process of the teacher {name} was killed, most likely for want of memory: what it had answered is "
+            "kept; start again"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -26,6 +26,7 @@ from mlflow.tracking import MlflowClient, fluent
 from pydantic import Field
 from tqdm import tqdm
 
+from facerec.data.files import disk_told
 from facerec.data.store import Store
 from facerec.interrupt import held, stop_at_once
 from facerec.outbox import Entry, Outbox
@@ -132,7 +133,8 @@ class Run:
         """
         with few_retries():
             path = folder / "outbox.jsonl"
-            self.outbox = Outbox(path, self.send, lambda count, why: self.tell(path, why))
+            with disk_told(path):
+                self.outbox = Outbox(path, self.send, lambda count, why: self.tell(path, why))
             try:
                 self.deliver()  # what an earlier process left
                 yield
@@ -159,12 +161,10 @@ class Run:
             f"made are kept in {folder}; the same command with --resume {self.id} sends them when it is back"
         )
 
-    def tell(self, count: int, reason: str | None) -> None:
-        """Says that the tracking store is away, or is back."""
+    def tell(self, path: Path, reason: str | None) -> None:
+        """Says that the tracking store is away, with `path` keeping what is logged, or is back."""
         if reason:
-            say(
-                f"MLflow at {self.uri} is away ({reason}): what is logged is kept in {self.outbox.path}"
-            )
+            say(f"MLflow at {self.uri} is away ({reason}): what is logged is kept in {path}")
             return
         say(f"MLflow at {self.uri} is back: all that was kept has been sent")
         monitor = fluent.run_id_to_system_metrics_monitor.get(self.id)
@@ -175,7 +175,8 @@ class Run:
     def put(self, entry: Entry) -> None:
         """Sends an entry, through the outbox where there is one."""
         if self.outbox:
-            self.outbox.put(entry)
+            with disk_told(self.outbox.path):
+                self.outbox.put(entry)
         else:
             self.send(entry)
 

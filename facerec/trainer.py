@@ -208,8 +208,11 @@ class Trainer:
     def agreed(self) -> tuple[BaseException | None, bool]:
         """What to raise now, and whether a checkpoint is due: after the same step on all ranks, whichever was asked."""
         due = time.monotonic() - self.saved_at > self.settings.checkpoint_minutes * 60
-        code, due = parallel.largest(getattr(self.stop, "code", 0), due)
-        return self.stop or (Stopped(code) if code else None), bool(due)
+        stop = (
+            self.stop
+        )  # read once: a signal from here on counts after the next step, on all ranks
+        code, due = parallel.largest(getattr(stop, "code", 0), due)
+        return stop or (Stopped(code) if code else None), bool(due)
 
     def plan(self, epoch: int) -> np.ndarray:
         """Batches of an epoch (steps, batch_size): by chance, or of people who are confused with each other now."""

@@ -28,7 +28,7 @@ from facerec.data.align import AlignSettings
 from facerec.data.demo import color_histogram, raw_pixels
 from facerec.data.store import DataSettings, Store, open_store
 from facerec.embedder import FaceEmbedder
-from facerec.interrupt import Stopped, stop_softly
+from facerec.interrupt import Stopped, held, stop_softly
 from facerec.metrics import retrieval
 from facerec.model.network import NetworkSettings, build_network, check_sizes, parameter_count
 from facerec.model.scan import resolve_backend
@@ -112,7 +112,8 @@ def run(settings: TrainSettings, config: str | None = None) -> None:
             else:
                 follow(settings, store, resumed)
         except (Stopped, TrainingFailed):  # on all ranks: torchrun ends them when one has ended
-            parallel.wait_for_first()
+            with held():  # a second signal waits while the first rank saves
+                parallel.wait_for_first()
             raise
 
 

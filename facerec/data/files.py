@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from facerec.settings import InputError
+from facerec.settings import InputError, one_line
 
 DRAFT = ".tmp-"  # what the names of files begin with that are being written
 
@@ -33,6 +33,17 @@ def cache_errors(cache: Path) -> Iterator[None]:
                 "or FACEREC_CACHE."
             ) from None
         raise
+
+
+@contextmanager
+def disk_told(path: Path) -> Iterator[None]:
+    """Turn a refusal of the disk while `path` is written into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {one_line(error)}; free space or choose another folder"
+        ) from error
 
 
 @contextmanager
