@@ -59,7 +59,6 @@ with warnings.catch_warnings():
         )
 
 
-SHIPPED = ("pretrained", "pretrained-lfw")
 SETTINGS = PredictSettings
 ARGUMENTS = ("a", "b")
 
@@ -150,6 +149,8 @@ def how(settings: PredictSettings) -> dict[str, Any]:
 
 def located(path: str) -> str:
     """Under `mlflow run` a relative path that is not in the project counts from where that was typed."""
+    from facerec.embedder import SHIPPED
+
     if not os.environ.get("MLFLOW_RUN_ID") or ":" in path or path in SHIPPED or Path(path).exists():
         return path
     from facerec.tracking import launch_folder

@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from pydantic import Field
 
 from facerec.commands.sweep_trial import Job, study_trials, trial_settings, worker
-from facerec.commands.train import TrainSettings, check, say, train
+from facerec.commands.train import TrainSettings, check, train
 from facerec.data.store import Store, open_store
 from facerec.interrupt import Stopped
 from facerec.page import write_html
@@ -30,7 +30,8 @@ from facerec.space_file import NOT_SEARCHED, read_space
 from facerec.study import DONE, count, open_study, wait_for
 from facerec.study_page import best_trial, recipe_text, study_page
 from facerec.study_storage import open_storage, without_password
-from facerec.tracking import Run, nested, patiently, reach_tracking, track
+from facerec.teacher import teacher_rows
+from facerec.tracking import Run, nested, patiently, reach_tracking, say, track
 from facerec.workers import supervise
 
 # Settings that a recipe leaves to whoever trains with it.
@@ -115,6 +116,8 @@ def run(settings: SweepSettings, config: str | None = None) -> None:
     store = open_store(settings)
     if not len(store.indices("val")) and any(m.startswith("val/") for m in space.objectives):
         raise InputError(f"{store.name} has too few people to validate with: a study needs some")
+    if settings.teacher:  # asked once, and not by every worker
+        teacher_rows(settings, store, "train")
     name = settings.study or Path(settings.space).stem
     where = settings.storage or str(Path(settings.output) / "studies" / f"{name}.journal")
     study, parent = join(name, where, described(settings, space, store), space)

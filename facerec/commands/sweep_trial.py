@@ -20,7 +20,7 @@ from optuna import Trial, TrialPruned
 from optuna.trial import FrozenTrial, TrialState
 
 from facerec.checkpoint import Checkpoint, Checkpoints
-from facerec.commands.train import TrainSettings, check, make_trainer, say
+from facerec.commands.train import TrainSettings, check, make_trainer
 from facerec.data.store import Store, open_store
 from facerec.interrupt import Stopped, stop_softly
 from facerec.model.network import parameter_count
@@ -29,7 +29,7 @@ from facerec.settings import InputError, as_params, canonical, one_line, validat
 from facerec.space import Space
 from facerec.study import Deaths, count, work
 from facerec.study_storage import make_pruner, make_sampler, open_storage
-from facerec.tracking import Run, bury_nested, nested
+from facerec.tracking import Run, bury_nested, nested, say
 from facerec.trainer import Trainer
 from facerec.workers import BAD_INPUT, follow_parent
 

@@ -24,6 +24,22 @@ def _chunk(states: int, length: int) -> int:
     return max(1, min(length, max(32, states)))
 
 
+def _blocks(channels: int, groups: int) -> int:
+    """Blocks of channels in a group; the last one may be partial."""
+    return -(-(channels // groups) // LANES)
+
+
+def _parts(batch: int) -> tuple[int, int]:
+    """(pictures a part, parts): how a batch is cut where gradients of weights are summed part by part."""
+    pictures = max(1, -(-batch // _MOST_PARTS))
+    return pictures, -(-batch // pictures)
+
+
+def _rates(A: Tensor) -> Tensor:
+    """A log2 e, (N, D)."""
+    return torch.mul(A.t(), _LOG2_E, out=A.new_empty(A.shape[1], A.shape[0]))
+
+
 def _split_sum(shares: Tensor, states: int) -> tuple[Tensor, ...]:
     """(parts, states + k, D), summed over parts: (D, states), then the k others, each its own memory."""
     matrix = torch.sum(shares[:, :states].transpose(1, 2), 0)
@@ -33,10 +49,11 @@ def _split_sum(shares: Tensor, states: int) -> tuple[Tensor, ...]:
 def launch_scan(
     u, delta, A, B, C, D, z, delta_bias, softplus, reverse, out, last=None, kept=None
 ) -> None:
+    """Writes what the scan gives into `out`, and where they are given the last and the kept states."""
     batch, channels, length = u.shape
     states, groups = A.shape[1], B.shape[1]
-    group_blocks = -(-(channels // groups) // LANES)
-    rates = torch.mul(A.t(), _LOG2_E, out=A.new_empty(states, channels))
+    group_blocks = _blocks(channels, groups)
+    rates = _rates(A)
     tokens, matrix = (2, 3) if reverse else (None, None)
     launch(
         scan_forward,
@@ -70,7 +87,7 @@ def launch_scan(
 def new_kept(batch: int, channels: int, length: int, states: int, groups: int, like: Tensor):
     """Room for the states before every chunk but the first: (B, chunks - 1, blocks, N * LANES)."""
     chunks = max(1, -(-length // _chunk(states, length)))
-    blocks = groups * -(-(channels // groups) // LANES)
+    blocks = groups * _blocks(channels, groups)
     return like.new_empty((batch, chunks - 1, blocks, states * LANES), dtype=torch.float32)
 
 
@@ -80,12 +97,11 @@ def launch_scan_backward(
     """Gradients of u, delta, z go into `grads`, of B, C into `grad_bc`; returns A's, D's, bias'."""
     batch, channels, length = u.shape
     states, groups = A.shape[1], B.shape[1]
-    group_blocks = -(-(channels // groups) // LANES)
-    pictures = max(1, -(-batch // _MOST_PARTS))
-    parts = -(-batch // pictures)
+    group_blocks = _blocks(channels, groups)
+    pictures, parts = _parts(batch)
     splits = _splits(batch, groups, group_blocks)
     every = _chunk(states, length)
-    rates = torch.mul(A.t(), _LOG2_E, out=A.new_empty(states, channels))
+    rates = _rates(A)
     tokens, matrix = (2, 3) if reverse else (None, None)
     partial = grad_bc
     if splits > 1:
@@ -139,6 +155,7 @@ def _splits(batch: int, groups: int, group_blocks: int) -> int:
 
 
 def launch_conv(x, weight, bias, silu, reverse, out) -> None:
+    """Writes what the convolution gives into `out`."""
     batch, channels, length = x.shape
     tokens = 2 if reverse else None
     taps = weight.t().contiguous()
@@ -159,8 +176,7 @@ def launch_conv_backward(grad, x, weight, bias, silu, reverse, grad_x) -> tuple[
     """Writes the gradient of x into `grad_x`; returns those of weight and bias."""
     batch, channels, length = x.shape
     width = weight.shape[1]
-    pictures = max(1, -(-batch // _MOST_PARTS))
-    parts = -(-batch // pictures)
+    pictures, parts = _parts(batch)
     tokens = 2 if reverse else None
     taps = weight.t().contiguous()
     shares = x.new_empty(parts, width + 1, channels)

@@ -49,6 +49,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bo
 
 
 def wants_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether autograd will ask for a backward pass."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
