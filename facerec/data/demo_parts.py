@@ -50,6 +50,7 @@ def draw_back(c: Canvas, p: Person) -> None:
 
 
 def draw_body(c: Canvas, p: Person, shirt: Colour) -> None:
+    """Neck and shoulders, in a shirt."""
     neck = np.array([(-0.3, 0.4), (0.3, 0.4), (0.34, 1.5), (-0.34, 1.5)])
     c.fill(ellipse(0, 2.05, 1.25, 0.85), shirt, -0.3)
     c.fill(neck, dark(p.skin, 0.28), -0.2)
@@ -58,6 +59,7 @@ def draw_body(c: Canvas, p: Person, shirt: Colour) -> None:
 
 
 def draw_head(c: Canvas, p: Person) -> None:
+    """Ears and what hangs from them, the face, its light and its blush."""
     sun = c.moment.sun
     for side in (-1, 1):
         x = side * (p.width * 0.97 + p.ear_out * 0.5)
@@ -79,6 +81,7 @@ def draw_head(c: Canvas, p: Person) -> None:
 
 
 def draw_marks(c: Canvas, p: Person) -> None:
+    """Freckles, moles and a scar."""
     for x, y in p.freckles:
         c.fill(ellipse(x, y, 0.016, 0.016), dark(mix(p.skin, (150, 70, 30), 0.4), 0.15))
     for x, y, r in p.moles:
@@ -90,6 +93,7 @@ def draw_marks(c: Canvas, p: Person) -> None:
 
 
 def draw_beard(c: Canvas, p: Person) -> None:
+    """Beard and moustache, where the person has them."""
     if p.beard in ("full", "chinstrap"):
         jaw = head_outline(p, 1.02)
         jaw = jaw[jaw[:, 1] > 0.12][::-1]  # from left to right
@@ -109,6 +113,7 @@ def draw_beard(c: Canvas, p: Person) -> None:
 
 
 def draw_mouth(c: Canvas, p: Person) -> None:
+    """The mouth, in the expression of the picture."""
     m, y, w = c.moment, p.mouth_y, p.mouth_w * (1 + 0.18 * c.moment.smile)
     left, right = (-w, y - 0.11 * m.smile), (w, y - 0.11 * m.smile)
     gap, middle, bow = 0.13 * m.open, line(left, (0, y), right), (0, y - p.lip_top * 0.6)
@@ -128,6 +133,7 @@ def draw_mouth(c: Canvas, p: Person) -> None:
 
 
 def draw_nose(c: Canvas, p: Person) -> None:
+    """The nose."""
     top, tip, w = p.eye_y + 0.03, p.eye_y + 0.06 + p.nose_len, p.nose_w
     away = -1 if c.moment.sun[0] > 0 else 1
     bridge, wing = (away * p.nose_bridge, top), (away * w, tip)
@@ -141,6 +147,7 @@ def draw_nose(c: Canvas, p: Person) -> None:
 
 
 def draw_eyes(c: Canvas, p: Person) -> None:
+    """Eyes and brows."""
     m = c.moment
     for s in (-1, 1):
         x, y, h = s * p.eye_x, p.eye_y, p.eye_h * m.lids
@@ -191,6 +198,7 @@ def draw_hair(c: Canvas, p: Person) -> None:
 
 
 def draw_glasses(c: Canvas, p: Person) -> None:
+    """The person's own glasses."""
     for s in (-1, 1):
         ring = ellipse(s * p.eye_x, p.eye_y + 0.01, p.frame_r, p.frame_r * 0.88)
         if p.glasses == "square":
@@ -201,6 +209,7 @@ def draw_glasses(c: Canvas, p: Person) -> None:
 
 
 def draw_sunglasses(c: Canvas, p: Person, colour: Colour) -> None:
+    """Sunglasses of one picture, which hide the eyes."""
     for s in (-1, 1):
         lens = ellipse(s * p.eye_x, p.eye_y + 0.02, 0.24, 0.2)
         c.fill(lens, colour, LENS_Z)

@@ -64,10 +64,12 @@ def mix(a: Colour, b: Colour, t: float) -> Colour:
 
 
 def dark(colour: Colour, t: float) -> Colour:
+    """Towards shade by t in [0, 1]."""
     return mix(colour, (30, 12, 24), t)
 
 
 def light(colour: Colour, t: float) -> Colour:
+    """Towards light by t in [0, 1]."""
     return mix(colour, (255, 248, 235), t)
 
 
