@@ -1,6 +1,6 @@
 """What checkpoints cost: seconds for one over seconds of training between two.
 
-    python benchmarks/checkpoint.py [--config configs/lfw.yaml] [--d-model 232] [--pictures 7700] [--steps 20]
+    python benchmarks/checkpoint.py [--config configs/lfw.yaml] [--d-model 128] [--pictures 7700] [--steps 20]
         [--device auto] [--folder DIR]
 
 Steps of a real training on random pictures in the shape of LFW, and checkpoints of it as `train` writes them: the
@@ -31,7 +31,7 @@ from facerec.trainer import Trainer
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", default="configs/lfw.yaml")
-    parser.add_argument("--d-model", default="232")
+    parser.add_argument("--d-model", default="128")
     parser.add_argument("--pictures", type=int, default=7700)
     parser.add_argument("--people", type=int, default=3400)
     parser.add_argument("--steps", type=int, default=20)
@@ -65,7 +65,7 @@ def measure(settings: TrainSettings, store: Store, folder: Path, steps: int, rou
     torch.manual_seed(0)
     network = build_network(settings)
     objective = Objective(settings, len(store.names), settings.embedding_dim)
-    save = keeper(folder, settings, store)
+    save = keeper(folder, settings, store, {})
     trainer = Trainer(network, objective, store, settings, save, progress=False)
     plan = trainer.plan(0)
     step_seconds, saving = [], []
