@@ -15,7 +15,6 @@ from facerec.calibration import calibration
 from facerec.checkpoint import Checkpoints
 from facerec.compute import embed_pictures
 from facerec.data.files import disk_told
-from facerec.embedder import FaceEmbedder
 from facerec.model_folder import WEIGHTS, write_model
 from facerec.page import write_html
 from facerec.provenance import model_card, provenance
@@ -29,7 +28,12 @@ MAP_FACES = 2000
 
 
 def keep_results(
-    trainer: Trainer, run: Run, settings: Any, folder: Path, references: Mapping[str, float]
+    trainer: Trainer,
+    run: Run,
+    settings: Any,
+    folder: Path,
+    references: Mapping[str, float],
+    initial: Mapping[str, Any] | None,
 ) -> None:
     """Writes, then logs model and pages of a training that has ended, or was stopped, and says where they are.
 
@@ -37,6 +41,7 @@ def keep_results(
         settings: TrainSettings of the run.
         folder: the run's own, on disk.
         references: Recall@1 of features that know nothing of faces, by name.
+        initial: provenance of the model that the training started from, if there is one.
 
     Raises:
         InputError: if the disk is full, or the tracking store is away: all is in `folder` then.
@@ -47,10 +52,11 @@ def keep_results(
     network.load_state_dict(trainer.best)
     best = trainer.best_row()
     run.tag({"best.epoch": int(best["epoch"])})
+    if initial is not None:
+        tell_gain(trainer, run, initial, best)
     embeddings = embed_pictures(network, store.images, rows, trainer.device) if len(rows) else None
-    earlier = inherited(trainer, run, settings.init, best) if settings.init else None
     facts = {"teacher": TEACHERS[settings.teacher].about} if settings.teacher else {}
-    made_from = provenance(store, settings, earlier, run_id=run.id, **facts)
+    made_from = provenance(store, settings, initial, run_id=run.id, **facts)
     figures = {name: value for name, value in best.items() if name.startswith("val/")}
     write_model(
         folder / "model",
@@ -80,15 +86,15 @@ def keep_results(
     say(f"model: runs:/{run.id}/model (epoch {int(best['epoch'])}); files in {folder}")
 
 
-def inherited(trainer: Trainer, run: Run, source: str, best: Mapping[str, float]) -> dict[str, Any]:
-    """Provenance of the initial model; says and logs what was gained over it."""
-    earlier = FaceEmbedder.load(source, "cpu").provenance
-    run.tag({"init.run": earlier.get("run_id", "unknown")})
+def tell_gain(
+    trainer: Trainer, run: Run, initial: Mapping[str, Any], best: Mapping[str, float]
+) -> None:
+    """Says and logs what was gained over the model with the provenance `initial`."""
+    run.tag({"init.run": initial.get("run_id", "unknown")})
     if "val/map_at_r" in best:
         gain = best["val/map_at_r"] - trainer.history[0]["val/map_at_r"]
         run.log_metrics({"val/map_at_r_gain": gain}, step=int(best["epoch"]), once=True)
         say(f"gain over the initial model: val MAP@R {gain:+.4f}")
-    return dict(earlier)
 
 
 def draw_curves(trainer: Trainer, folder: Path, references: Mapping[str, float]) -> Path:

@@ -222,6 +222,7 @@ class Trainer:
 
     def plan_confusable(self, epoch: int) -> np.ndarray:
         """The same, of people whom the averaged network confuses."""
+        self.store.check_unaltered()
         embeddings = embed_pictures(
             self.average.network,
             self.store.images,
@@ -272,6 +273,7 @@ class Trainer:
         """Training pictures (B, H, W, 3) uint8, on the device."""
         if self.resident is not None:
             return self.resident[to_device(positions, self.device)]
+        self.store.check_unaltered()
         return to_device(self.store.images[self.train_indices[positions]], self.device)
 
     def load_labels(self, positions: np.ndarray) -> tuple[Tensor, Tensor | None]:
@@ -337,6 +339,7 @@ class Trainer:
         """Figures of the averaged network on the validation people; none where there are none."""
         if not len(self.val_indices):
             return {}
+        self.store.check_unaltered()
         embeddings = embed_pictures(
             self.average.network,
             self.store.images,

@@ -5,7 +5,10 @@ Each training is a process of its own; a few lines before its start bring the fa
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +25,11 @@ from mlflow.tracking import MlflowClient
 from facerec import trainer as trainer_module
 from facerec.checkpoint import Checkpoints
 from facerec.data.batches import augment
+from facerec.data.store import PIXELS
 from facerec.settings import InputError
 from facerec.trainer import TrainingFailed, memory_told
 from tests.conftest import PROJECT
+from tests.data.picture_files import people
 from tests.test_tracking import kill, port, serve  # noqa: F401
 from tests.test_train_command import TINY, environment, flags
 from tests.test_trainer import small, trainer
@@ -153,6 +158,26 @@ def test_a_server_that_stays_away_loses_nothing(tmp_path, port):  # noqa: F811
         code, said = ended(train(tmp_path / "out", "--resume", folder.name, uri=uri))
         assert code == 0, said
         check_whole(uri, folder.name, 3)  # once more adds nothing
+    finally:
+        kill(server)
+
+
+def test_a_registry_that_is_away_at_the_end_costs_no_inherited_provenance(tmp_path, port):  # noqa: F811
+    server, uri = serve(tmp_path, port), f"http://127.0.0.1:{port}"
+    try:
+        code, said = ended(train(tmp_path / "first", uri=uri))
+        assert code == 0, said
+        (first,) = tmp_path.glob("first/*/model/provenance.json")
+        source = f"runs:/{first.parent.parent.name}/model"
+        waiting = WAITING.format(go=str(tmp_path / "go"))
+        process = train(tmp_path / "out", fault=waiting, uri=uri, init=source, epochs="7")
+        wait_for(process, "epoch 5/")
+        kill(server)
+        (tmp_path / "go").touch()
+        code, said = ended(process)
+        assert code == 2 and "Traceback" not in said, said
+        (second,) = tmp_path.glob("out/*/model/provenance.json")
+        assert json.loads(second.read_text())["salt"] == json.loads(first.read_text())["salt"]
     finally:
         kill(server)
 
@@ -333,3 +358,43 @@ def test_a_checkpoint_that_costs_too_much_waits(monkeypatch):
     list(training)
     assert saved == [0, 5 * training.steps_per_epoch]
     assert np.isfinite(training.saving_seconds)
+
+
+def of_photographs(folder: Path, **more: str) -> dict[str, str]:
+    """Settings of a short training on a few pictures, whose store is the only one in its cache."""
+    faces = people(folder / "faces", "Ann Bob Cy Di Ed Flo Gus Hal Ida", 4)
+    return {"data": str(faces), "cache": str(folder / "cache"), "batch_size": "8", **more}
+
+
+def test_a_store_that_is_altered_under_a_training_is_told(tmp_path, own_tracking):
+    """Cut short: reading on through the map would end the process with SIGBUS."""
+    waiting = WAITING.format(go=str(tmp_path / "go"))
+    process = train(tmp_path / "out", fault=waiting, **of_photographs(tmp_path, epochs="8"))
+    wait_for(process, "epoch 5/")
+    (pixels,) = tmp_path.glob(f"cache/stores/*/{PIXELS}")
+    os.truncate(pixels, 100)
+    (tmp_path / "go").touch()
+    code, said = ended(process)
+    assert code == 2 and "Traceback" not in said, said
+    assert "was altered while it was in use" in said.strip().splitlines()[-1]
+    run = only_run()
+    assert run.info.status == "FAILED"
+    code, said = ended(train(tmp_path / "out", "--resume", "last"))
+    assert code == 2 and "--rebuild-store true" in said, said
+    code, said = ended(train(tmp_path / "out", "--resume", "last", "--rebuild-store", "true"))
+    assert code == 0, said
+    run = only_run()
+    assert run.info.status == "FINISHED"
+    history = MlflowClient().get_metric_history(run.info.run_id, "train/loss")
+    assert [m.step for m in history] == list(range(1, 9))
+
+
+def test_a_store_that_is_deleted_under_a_training_is_read_on(tmp_path, own_tracking):
+    waiting = WAITING.format(go=str(tmp_path / "go"))
+    process = train(tmp_path / "out", fault=waiting, **of_photographs(tmp_path, epochs="8"))
+    wait_for(process, "epoch 5/")
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "go").touch()
+    code, said = ended(process)
+    assert code == 0, said
+    assert only_run().info.status == "FINISHED"

@@ -114,6 +114,28 @@ def test_a_lost_rank_ends_the_others_and_the_run_goes_on(tmp_path, own_tracking)
     assert [m.step for m in MlflowClient().get_metric_history(run_id, "train/loss")] == [1, 2]
 
 
+def test_sigterm_to_torchrun_saves_and_the_run_goes_on(tmp_path, own_tracking):
+    """What a pre-empted node sends: torchrun hands it to every rank and waits half a minute."""
+    process = train(tmp_path, "--epochs", "40")
+    for line in process.stderr:
+        if line.startswith("epoch 1/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    code, said = finished(process)
+    assert code != 0 and any("stopping after this step" in line for line in said), said
+    (run,) = mlflow.search_runs(experiment_names=["facerec"], output_format="list")
+    assert run.info.status == "KILLED"
+    saved = find(str(tmp_path), run.info.run_id).checkpoint
+    assert saved.step > 0
+    resumed = train(tmp_path, "--epochs", "40", "--resume", "last")
+    for line in resumed.stderr:
+        if line.startswith("epoch 2/"):
+            resumed.send_signal(signal.SIGTERM)
+            break
+    finished(resumed)
+    assert find(str(tmp_path), run.info.run_id).checkpoint.step > saved.step
+
+
 def test_bad_input_is_told_once(tmp_path, own_tracking):
     code, said = finished(train(tmp_path, "--batch-size", "60000"))
     assert code != 0 and len(said) == 1 and "all 2 ranks" in said[0], said

@@ -176,6 +176,8 @@ def train_alone(
     trainer = make_trainer(settings, store, folder, checkpoint)
     describe(mlflow_run, trainer, store)
     references = reference_lines(settings, store)
+    # Asked for now: at the end the registry may be away.
+    initial = FaceEmbedder.load(settings.init, "cpu").provenance if settings.init else None
     if not checkpoint:
         mlflow_run.log_metrics(
             {f"val/{name}_recall_at_1": value for name, value in references.items()}, step=0
@@ -185,11 +187,11 @@ def train_alone(
             fit(trainer, mlflow_run, on_epoch)
         except (Stopped, TrainingFailed):
             try:
-                keep_results(trainer, mlflow_run, settings, folder, references)
+                keep_results(trainer, mlflow_run, settings, folder, references, initial)
             except InputError as error:  # the training's own end is the reason that counts
                 say(f"facerec: {error}")
             raise
-        keep_results(trainer, mlflow_run, settings, folder, references)
+        keep_results(trainer, mlflow_run, settings, folder, references, initial)
     return trainer
 
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import ClassVar
 
@@ -82,6 +83,7 @@ class Store:
         skipped: (path, reason) of the pictures left out.
         root: folder that relative paths start from.
         folder: where the store lies in the cache.
+        opened: the file behind `images` as it was then, None where there is none.
     """
 
     images: np.ndarray
@@ -96,12 +98,34 @@ class Store:
     skipped: list[tuple[str, str]]
     root: Path
     folder: Path
+    opened: os.stat_result | None = None
 
     def indices(self, part: str) -> np.ndarray:
         """Ascending picture numbers of `train`, `val`, `test` or `all`, int64."""
         if part not in ("train", "val", "test", "all"):
             raise ValueError(f"part={part!r}: one of train, val, test, all")
         return np.flatnonzero((self.split == part) | (part == "all"))
+
+    def check_unaltered(self) -> None:
+        """To be called before `images` are read: beyond the end of a file that was cut short, reading kills.
+
+        A store that was deleted or built anew meanwhile stays readable to who has opened it.
+
+        Raises:
+            InputError: if somebody has written to the file since it was opened.
+        """
+        if self.opened is None:
+            return
+        try:
+            now = (self.folder / PIXELS).stat()
+        except OSError:
+            return
+        then, of = self.opened, attrgetter("st_size", "st_mtime_ns")
+        if (now.st_dev, now.st_ino) == (then.st_dev, then.st_ino) and of(now) != of(then):
+            raise InputError(
+                f"the store {self.folder} was altered while it was in use: start again with --rebuild-store true; "
+                "a training goes on from its last checkpoint with --resume beside it"
+            )
 
 
 def open_store(settings: DataSettings, progress: bool = True) -> Store:
@@ -292,7 +316,8 @@ def _open(folder: Path, faces: FaceList, digest: str) -> Store:
     index = read_json(folder / INDEX) or {}
     shape = tuple(index.get("shape", ()))
     pixels = folder / PIXELS
-    size = pixels.stat().st_size if pixels.is_file() else -1
+    opened = pixels.stat() if pixels.is_file() else None
+    size = opened.st_size if opened else -1
     if len(shape) != 4 or size != np.prod(shape, dtype=np.int64) or index.get("digest") != digest:
         raise InputError(
             f"The store {folder} is damaged ({max(size, 0):,} bytes of pictures): pass --rebuild-store true "
@@ -322,4 +347,5 @@ def _open(folder: Path, faces: FaceList, digest: str) -> Store:
         skipped=skipped,
         root=faces.root,
         folder=folder,
+        opened=opened,
     )
