@@ -179,7 +179,8 @@ def test_a_registry_that_is_away_at_the_end_costs_no_inherited_provenance(tmp_pa
         (second,) = tmp_path.glob("out/*/model/provenance.json")
         assert json.loads(second.read_text())["salt"] == json.loads(first.read_text())["salt"]
     finally:
-        kill(server)
+        if server.poll() is None:
+            kill(server)
 
 
 LITTLE_MEMORY = """
