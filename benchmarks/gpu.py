@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --dry-run           the same control flow on a CPU, interpreted, on tiny shapes
 
 Needs torch, triton, numpy and this repository. Floors: the bytes that must be read and written once, over the
-measured rate of a copy; the exponentials, over their measured rate. A row's floor is the larger of its two, `xfloor`
-its time over that.
+measured rate of a copy; for the scan also the exponentials, over their measured rate. A row's floor is the larger,
+`xfloor` its time over that.
 
 Axes: B batch, L tokens, D channels, N states.
 """
@@ -44,6 +44,7 @@ import triton.language as tl  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from facerec.model import mamba_ssm_bridge  # noqa: E402
+from facerec.model.mamba import Mamba  # noqa: E402
 from facerec.model.scan import causal_conv1d, selective_scan  # noqa: E402
 
 STARTED = time.monotonic()
@@ -54,7 +55,7 @@ SCAN_SHAPES = [(1024, 64, 384, 16), (64, 4096, 768, 16), (1, 64, 384, 16)]
 PARITY_SHAPES = [(2, 70, 100, 16), (3, 33, 64, 5), (1, 9, 48, 64), (2, 5, 24, 256), (1, 1, 1, 1)]
 IMAGE, BATCH, D_MODEL, DEPTH = 64, 1024, 192, 8
 if options.dry_run:
-    SCAN_SHAPES, PARITY_SHAPES = [(2, 6, 8, 2), (1, 5, 4, 2)], [(1, 3, 5, 3)]
+    SCAN_SHAPES, PARITY_SHAPES = [(2, 6, 8, 2), (1, 5, 4, 2)], [(1, 3, 6, 3)]
     IMAGE, BATCH, D_MODEL, DEPTH = 16, 2, 8, 2
 
 
@@ -182,28 +183,42 @@ def scan_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]
     }
 
 
+def grouped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same scan with two groups of B and C, where the channels are even in number."""
+    groups = 2 - tensors["u"].shape[1] % 2
+    more = {name: torch.stack([tensors[name]] * groups, 1).contiguous() for name in ("B", "C")}
+    return {**tensors, **more}
+
+
 def gradients(operator: Callable, tensors: dict[str, Tensor], **named: Any) -> list[Tensor]:
-    """Out, and gradients of its sum."""
+    """All that comes out, and gradients of its sum."""
     leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
     out = operator(**leaves, **named)
-    return [out, *torch.autograd.grad(out.sum(), list(leaves.values()))]
+    outs = out if isinstance(out, tuple) else (out,)
+    total = sum(part.sum() for part in outs)
+    return [*outs, *torch.autograd.grad(total, list(leaves.values()))]
 
 
 def parity() -> list[dict[str, Any]]:
     """Largest error of values and gradients against the float64 reference, in float32 and from 16-bit tensors."""
     rows = []
-    cases = itertools.product(PARITY_SHAPES, TOLERANCES, ("scan", "conv"), (False, True))
+    kinds = ("scan", "groups", "state", "conv")  # state: the last one comes out too
+    cases = itertools.product(PARITY_SHAPES, TOLERANCES, kinds, (False, True))
     for shape, dtype, what, reverse in cases:
         tensors, named = scan_inputs(shape, dtype), {"reverse": reverse}
-        if what == "scan":
-            operator, named = selective_scan, {**named, "delta_softplus": True}
-        else:
+        if what == "conv":
             operator, named = causal_conv1d, {**named, "activation": "silu"}
             weight = torch.randn(shape[2], 4, device=DEVICE)
             tensors = {"x": tensors["u"], "weight": weight, "bias": tensors["D"]}
+        else:
+            operator, named = selective_scan, {**named, "delta_softplus": True}
+            tensors = grouped(tensors) if what == "groups" else tensors
+            named["return_last_state"] = what == "state"
         exact = {name: t.double() for name, t in tensors.items()}
         wanted = gradients(operator, exact, backend="reference", **named)
         for backend in backends():
+            if what == "state" and backend == "mamba-ssm":  # it has no gradient of it
+                continue
             got = gradients(operator, tensors, backend=backend, **named)
             error = max(map(relative_error, got, wanted))
             row = {"what": what, "shape": shape, "dtype": str(dtype).removeprefix("torch.")}
@@ -298,7 +313,33 @@ def stand_in_for_settings() -> None:
     sys.modules |= {"pydantic": pydantic, "facerec.settings": settings}
 
 
-def network_rows() -> Iterator[Row]:
+def network_floors(
+    network: nn.Module, inputs: Tensor, size: int, card: Card
+) -> tuple[float, float]:
+    """Least milliseconds of a forward pass, and of both passes, by bytes alone.
+
+    A layer (a mixer counts as one) reads its input and its weights and writes its output. The backward pass reads input
+    and weights again and the output's gradient, and writes the gradients of input and weights.
+    """
+    moved = [0, 0]
+
+    def count(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+        weights = sum(p.numel() for p in module.parameters())
+        moved[0] += size * (given[0].numel() + out.numel() + weights)
+        moved[1] += size * (2 * given[0].numel() + out.numel() + 2 * weights)
+
+    layers = [m for m in network.modules() if isinstance(m, Mamba) or not any(m.children())]
+    inside = {id(part) for m in layers for part in m.modules() if part is not m}
+    hooks = [m.register_forward_hook(count) for m in layers if id(m) not in inside]
+    with torch.no_grad():
+        network(inputs)
+    for hook in hooks:
+        hook.remove()
+    forward, backward = (part / card.bandwidth * 1e3 for part in moved)
+    return forward, forward + backward
+
+
+def network_rows(card: Card) -> Iterator[Row]:
     """Forward pass for evaluation; forward and backward pass as a training step has them."""
     size, inputs, builders = networks()
     if not options.dry_run:
@@ -319,10 +360,13 @@ def network_rows() -> Iterator[Row]:
                     network.zero_grad(set_to_none=True)
                     out.float().square().mean().backward()
 
+            floor = (None, None)
+            if "compiled" not in backend:
+                floor = network_floors(network, inputs, dtype.itemsize, card)
             forward, both, memory, note = timed(run)
             shape = f"{size}, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M"
             kind = str(dtype).removeprefix("torch.")
-            yield Row("network", shape, kind, backend, forward, both, None, None, memory, note)
+            yield Row("network", shape, kind, backend, forward, both, *floor, memory, note)
 
 
 def line(row: Row) -> str:
@@ -361,8 +405,8 @@ def main() -> int:
         f"{'f+b ms':>9}{'xfloor':>7}{'MiB':>9}"
     )
     rows = []
-    for produce in (lambda: scan_rows(card), network_rows):
-        for row in produce():
+    for produce in (scan_rows, network_rows):
+        for row in produce(card):
             print(line(row), flush=True)
             rows.append(row._asdict())
     result = {

@@ -1,4 +1,4 @@
-"""What a training minimises: a loss and a miner by name, from pytorch-metric-learning; or a teacher's embeddings.
+"""What a training minimises: a loss and a miner by name, as in pytorch-metric-learning; or a teacher's embeddings.
 
 Margins have the unit of their loss: Euclidean distance of unit embeddings for `triplet`, cosine for `cosface`,
 radians for `arcface` and `subcenter_arcface`. A miner and its loss share the one margin.
@@ -8,25 +8,21 @@ Axes: B batch, E embedding_dim.
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
 from pytorch_metric_learning import losses, miners
-from pytorch_metric_learning.utils.common_functions import TorchInitWrapper
 from torch import Tensor, nn
 
 from facerec.settings import InputError, Settings
+from facerec.margins import MarginSoftmax
 from facerec.triplets import MINERS, TripletLoss, positive_pairs
 
 DEFAULT_MARGIN = {"triplet": 0.2, "arcface": 0.5, "cosface": 0.35, "subcenter_arcface": 0.5}
 CLASSIFYING = ("arcface", "cosface", "subcenter_arcface")
 MINERLESS = (*CLASSIFYING, "distill")
-# Only the direction of a class weight counts, and AdamW moves each element by about lr a step: from the usual standard
-# deviation of 1 the directions would hardly turn within a short training.
-CLASS_WEIGHT_STD = 0.05
 COLLAPSED_SPREAD = 1e-3  # root mean square distance of unit embeddings from their mean
 
 
@@ -154,23 +150,13 @@ def make_loss(
     targets: Tensor | None = None,
 ) -> nn.Module:
     """The loss that the settings name."""
-    classes = {
-        "num_classes": identities,
-        "embedding_size": embedding_dim,
-        "scale": settings.scale,
-        "weight_init_func": TorchInitWrapper(nn.init.normal_, std=CLASS_WEIGHT_STD),
-    }
     match settings.loss:
         case "triplet" if settings.miner in MINERS:
             return TripletLoss(margin, settings.miner)
         case "triplet":
             return losses.TripletMarginLoss(margin=margin)
-        case "arcface":
-            return losses.ArcFaceLoss(margin=math.degrees(margin), **classes)
-        case "subcenter_arcface":
-            return losses.SubCenterArcFaceLoss(margin=math.degrees(margin), **classes)
-        case "cosface":
-            return losses.CosFaceLoss(margin=margin, **classes)
+        case "arcface" | "cosface" | "subcenter_arcface":
+            return MarginSoftmax(settings.loss, margin, settings.scale, identities, embedding_dim)
         case "multi_similarity":
             return losses.MultiSimilarityLoss()
         case "supcon":

@@ -58,6 +58,11 @@ def test_no_step_waits_for_the_device(step, miner):
     )
 
 
+@pytest.mark.parametrize("loss", ["arcface", "cosface", "subcenter_arcface"])
+def test_no_step_with_a_margin_waits(step, loss):
+    assert step(loss=loss).step == 2
+
+
 def test_no_step_of_a_distillation_waits(step):
     assert step(loss="distill", teacher="dlib").step == 2
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from pytorch_metric_learning import losses, miners
 
+from facerec.margins import MarginSoftmax
 from facerec.objective import Objective, ObjectiveSettings, check_objective, spread
 from facerec.settings import InputError
 
@@ -60,6 +62,35 @@ def test_triplets_are_those_of_pytorch_metric_learning(miner, margin, labels):
     loss.backward()
     expected.backward()
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.35, 1.2])
+@pytest.mark.parametrize("name", ["arcface", "cosface", "subcenter_arcface"])
+def test_margin_losses_are_those_of_pytorch_metric_learning(name, margin):
+    theirs_by_name = {
+        "arcface": losses.ArcFaceLoss,
+        "cosface": losses.CosFaceLoss,
+        "subcenter_arcface": losses.SubCenterArcFaceLoss,
+    }
+    faces = embeddings().detach()
+    ours = MarginSoftmax(name, margin, 20, 4, 8).double()
+    of_theirs = margin if name == "cosface" else math.degrees(margin)
+    theirs = theirs_by_name[name](num_classes=4, embedding_size=8, margin=of_theirs, scale=20)
+    with torch.no_grad():
+        ours.W[:, 0] = -faces[0]  # an angle of pi: beyond what ArcFace may add a margin to
+        ours.W[:, 1] = faces[4]  # and one of 0
+        theirs.double().W.copy_(ours.W)
+    values, gradients = [], []
+    for loss in (ours, theirs):
+        leaf = faces[1:].double().requires_grad_()
+        value = loss(leaf, LABELS[1:])
+        values.append(value)
+        gradients.append(torch.autograd.grad(value, [leaf, loss.W]))
+    torch.testing.assert_close(*values, atol=1e-5, rtol=1e-6)
+    for got, expected in zip(*gradients, strict=True):
+        finite = expected.isfinite()
+        assert got.isfinite().all()
+        torch.testing.assert_close(got[finite], expected[finite], atol=1e-6, rtol=1e-5)
 
 
 def test_a_triplet_loss_of_nothing_is_zero_and_of_a_nan_is_none():
