@@ -16,8 +16,8 @@ from pydantic import Field
 from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 
-from facerec.settings import InputError, Settings
 from facerec.margins import MarginSoftmax
+from facerec.settings import InputError, Settings
 from facerec.triplets import MINERS, TripletLoss, positive_pairs
 
 DEFAULT_MARGIN = {"triplet": 0.2, "arcface": 0.5, "cosface": 0.35, "subcenter_arcface": 0.5}
