@@ -48,7 +48,7 @@ class MarginSoftmax(nn.Module):
         """Mean loss of embeddings (B, E) with labels (B,) in [0, C)."""
         cosine = F.normalize(embeddings, dim=1) @ F.normalize(self.W, dim=0)
         if self.centres > 1:
-            cosine = cosine.view(-1, self.identities, self.centres).amax(2)
+            cosine = cosine.view(-1, self.identities, self.centres).max(2).values
         true = labels[:, None]
         logits = cosine.scatter(1, true, self.with_margin(cosine.gather(1, true)))
         return F.cross_entropy(self.scale * logits, labels)

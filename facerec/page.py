@@ -25,7 +25,7 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from facerec.data.files import write_file
+from facerec.data.files import disk_told, write_file
 
 # Colours told apart with the common colour-vision deficiencies (after Okabe and Ito), darkened for
 # a light ground and lightened for a dark one so that text in them stays readable.
@@ -215,11 +215,12 @@ def write_html(
         The path.
 
     Raises:
-        OSError: if the file cannot be written.
+        InputError: if the file cannot be written.
     """
     page = content if isinstance(content, str) else _figure_page(content, title)
     path = Path(path)
-    write_file(path, page.encode())
+    with disk_told(path):
+        write_file(path, page.encode())
     return path
 
 

@@ -14,7 +14,6 @@ from facerec import plots
 from facerec.calibration import calibration
 from facerec.checkpoint import Checkpoints
 from facerec.compute import embed_pictures
-from facerec.data.files import disk_told
 from facerec.model_folder import WEIGHTS, write_model
 from facerec.page import write_html
 from facerec.provenance import model_card, provenance
@@ -28,12 +27,7 @@ MAP_FACES = 2000
 
 
 def keep_results(
-    trainer: Trainer,
-    run: Run,
-    settings: Any,
-    folder: Path,
-    references: Mapping[str, float],
-    initial: Mapping[str, Any] | None,
+    trainer: Trainer, run: Run, settings: Any, folder: Path, references: Mapping[str, float]
 ) -> None:
     """Writes, then logs model and pages of a training that has ended, or was stopped, and says where they are.
 
@@ -41,10 +35,9 @@ def keep_results(
         settings: TrainSettings of the run.
         folder: the run's own, on disk.
         references: Recall@1 of features that know nothing of faces, by name.
-        initial: provenance of the model that the training started from, if there is one.
 
     Raises:
-        InputError: if the disk is full, or the tracking store is away: all is in `folder` then.
+        InputError: if the disk is full, the tracking store is away (all is in `folder` then), or the store was altered.
     """
     last = trainer.average.network.state_dict()
     Checkpoints(folder / "last", keep=1).save(trainer.step, last, {})
@@ -52,11 +45,12 @@ def keep_results(
     network.load_state_dict(trainer.best)
     best = trainer.best_row()
     run.tag({"best.epoch": int(best["epoch"])})
-    if initial is not None:
-        tell_gain(trainer, run, initial, best)
+    if trainer.initial is not None:
+        tell_gain(trainer, run, trainer.initial, best)
+    store.check_unaltered()
     embeddings = embed_pictures(network, store.images, rows, trainer.device) if len(rows) else None
     facts = {"teacher": TEACHERS[settings.teacher].about} if settings.teacher else {}
-    made_from = provenance(store, settings, initial, run_id=run.id, **facts)
+    made_from = provenance(store, settings, trainer.initial, run_id=run.id, **facts)
     figures = {name: value for name, value in best.items() if name.startswith("val/")}
     write_model(
         folder / "model",
@@ -67,9 +61,8 @@ def keep_results(
         card=model_card(settings, figures, made_from),
     )
     faces = trainer.store.layout == "demo" if settings.page_faces is None else settings.page_faces
-    with disk_told(folder):
-        curves = draw_curves(trainer, folder, references)
-        maps = [] if embeddings is None else [draw_map(trainer, folder, embeddings.numpy(), faces)]
+    curves = draw_curves(trainer, folder, references)
+    maps = [] if embeddings is None else [draw_map(trainer, folder, embeddings.numpy(), faces)]
     run.deliver()
     try:
         for path in (curves, *maps):

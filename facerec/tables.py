@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from facerec.data.files import disk_told, write_file
 from facerec.intervals import Figure
 from facerec.measures import title
 from facerec.sections import Metric
@@ -80,7 +81,8 @@ def plain(table: Mapping[str, Figures]) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    """Write JSON without NaN, making the folder; returns the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    """Write JSON without NaN, making the folder; returns the path. InputError where the disk refuses."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    with disk_told(path):
+        write_file(path, text.encode())
     return path

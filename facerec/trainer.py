@@ -16,7 +16,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -99,6 +99,7 @@ class Trainer:
         settings: TrainerSettings and BatchSettings in one.
         save: called with (step, tensors, state) whenever a checkpoint is due.
         progress: show a bar.
+        initial: provenance of the model that the weights are from, kept for who writes the new one.
 
     Attributes:
         average: the network whose weights are validated and kept.
@@ -114,9 +115,11 @@ class Trainer:
         settings: Any,
         save: Callable[[int, dict[str, Tensor], dict[str, Any]], Any] = lambda *parts: None,
         progress: bool = True,
+        initial: Mapping[str, Any] | None = None,
     ) -> None:
         self.device = resolve_device(settings.device)
         self.settings, self.store, self.save, self.progress = settings, store, save, progress
+        self.initial = initial
         self.train_indices, self.val_indices = store.indices("train"), store.indices("val")
         self.train_labels = np.unique(store.labels[self.train_indices], return_inverse=True)[1]
         # What the objective is told of each picture; batches are drawn by identity either way.

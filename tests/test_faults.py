@@ -103,15 +103,18 @@ def ready(client: MlflowClient, model_id: str) -> bool:
 
 
 WAITING = """
-import pathlib, time
+import pathlib, sys, time
 from facerec.trainer import Trainer
 whole = Trainer.validate
 def validate(self):
+    if len(self.history) == 6:
+        print("waiting", file=sys.stderr, flush=True)
     while len(self.history) == 6 and not pathlib.Path({go!r}).exists():
         time.sleep(0.1)
     return whole(self)
 Trainer.validate = validate
 """
+WAITING_IN_A_STEP = WAITING.replace("validate", "train_step").replace("self)", "self, *positions)")
 
 
 def test_training_goes_on_while_its_server_is_away(tmp_path, port):  # noqa: F811
@@ -171,13 +174,22 @@ def test_a_registry_that_is_away_at_the_end_costs_no_inherited_provenance(tmp_pa
         source = f"runs:/{first.parent.parent.name}/model"
         waiting = WAITING.format(go=str(tmp_path / "go"))
         process = train(tmp_path / "out", fault=waiting, uri=uri, init=source, epochs="7")
-        wait_for(process, "epoch 5/")
+        wait_for(process, "waiting")
         kill(server)
         (tmp_path / "go").touch()
         code, said = ended(process)
         assert code == 2 and "Traceback" not in said, said
         (second,) = tmp_path.glob("out/*/model/provenance.json")
-        assert json.loads(second.read_text())["salt"] == json.loads(first.read_text())["salt"]
+        salt = json.loads(first.read_text())["salt"]
+        assert json.loads(second.read_text())["salt"] == salt
+        server = serve(tmp_path, port)
+        MlflowClient(uri).delete_logged_model(
+            MlflowClient(uri).get_run(source.split("/")[1]).outputs.model_outputs[0].model_id
+        )
+        second.unlink()
+        code, said = ended(train(tmp_path / "out", "--resume", "last", uri=uri))
+        assert code == 0, said
+        assert json.loads(second.read_text())["salt"] == salt
     finally:
         if server.poll() is None:
             kill(server)
@@ -367,13 +379,24 @@ def of_photographs(folder: Path, **more: str) -> dict[str, str]:
     return {"data": str(faces), "cache": str(folder / "cache"), "batch_size": "8", **more}
 
 
-def test_a_store_that_is_altered_under_a_training_is_told(tmp_path, own_tracking):
-    """Cut short: reading on through the map would end the process with SIGBUS."""
-    waiting = WAITING.format(go=str(tmp_path / "go"))
-    process = train(tmp_path / "out", fault=waiting, **of_photographs(tmp_path, epochs="8"))
-    wait_for(process, "epoch 5/")
-    (pixels,) = tmp_path.glob(f"cache/stores/*/{PIXELS}")
+def cut_short(pixels: Path) -> None:
     os.truncate(pixels, 100)
+
+
+def overwrite(pixels: Path) -> None:
+    with open(pixels, "r+b") as file:
+        file.write(bytes(100))
+
+
+@pytest.mark.parametrize("alter", [cut_short, overwrite])
+@pytest.mark.parametrize("waiting", [WAITING, WAITING_IN_A_STEP], ids=["validation", "step"])
+def test_a_store_that_is_altered_under_a_training_is_told(tmp_path, own_tracking, waiting, alter):
+    """Cut short: reading on through the map would end the process with SIGBUS."""
+    fault = waiting.format(go=str(tmp_path / "go"))
+    process = train(tmp_path / "out", fault=fault, **of_photographs(tmp_path, epochs="8"))
+    wait_for(process, "waiting")
+    (pixels,) = tmp_path.glob(f"cache/stores/*/{PIXELS}")
+    alter(pixels)
     (tmp_path / "go").touch()
     code, said = ended(process)
     assert code == 2 and "Traceback" not in said, said
@@ -393,7 +416,7 @@ def test_a_store_that_is_altered_under_a_training_is_told(tmp_path, own_tracking
 def test_a_store_that_is_deleted_under_a_training_is_read_on(tmp_path, own_tracking):
     waiting = WAITING.format(go=str(tmp_path / "go"))
     process = train(tmp_path / "out", fault=waiting, **of_photographs(tmp_path, epochs="8"))
-    wait_for(process, "epoch 5/")
+    wait_for(process, "waiting")
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "go").touch()
     code, said = ended(process)

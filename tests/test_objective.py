@@ -77,13 +77,16 @@ def test_margin_losses_are_those_of_pytorch_metric_learning(name, margin):
     of_theirs = margin if name == "cosface" else math.degrees(margin)
     theirs = theirs_by_name[name](num_classes=4, embedding_size=8, margin=of_theirs, scale=20)
     with torch.no_grad():
-        ours.W[:, 0] = -faces[0]  # an angle of pi: beyond what ArcFace may add a margin to
-        ours.W[:, 1] = faces[4]  # and one of 0
+        centres = ours.W.view(8, 4, -1)
+        centres[:, 0] = -faces[
+            0, :, None
+        ]  # an angle of pi: beyond what ArcFace may add a margin to
+        centres[:, 1] = faces[4, :, None]  # and one of 0
         theirs.double().W.copy_(ours.W)
     values, gradients = [], []
     for loss in (ours, theirs):
-        leaf = faces[1:].double().requires_grad_()
-        value = loss(leaf, LABELS[1:])
+        leaf = faces.double().requires_grad_()
+        value = loss(leaf, LABELS)
         values.append(value)
         gradients.append(torch.autograd.grad(value, [leaf, loss.W]))
     torch.testing.assert_close(*values, atol=1e-5, rtol=1e-6)

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from facerec.commands.sweep_trial import Job, study_trials, trial_settings, worker
 from facerec.commands.train import TrainSettings, check, train
+from facerec.data.files import disk_told, write_file
 from facerec.data.store import Store, open_store
 from facerec.interrupt import Stopped
 from facerec.page import write_html
@@ -228,7 +229,6 @@ def conclude(job: Job, mlflow_run: Run) -> dict[str, Any] | None:
     study, _ = job.open()
     best = best_trial(study)
     folder = Path(job.settings.output) / mlflow_run.id
-    folder.mkdir(parents=True, exist_ok=True)
     recipe, text = None, ""
     if best is not None:
         recipe = {**kept(job.settings), **job.space.settings(best.params)}
@@ -240,7 +240,8 @@ def conclude(job: Job, mlflow_run: Run) -> dict[str, Any] | None:
             f"{reached} on the validation people.",
         ]
         text = recipe_text(recipe, said)
-        (folder / "best.yaml").write_text(text, encoding="utf-8")
+        with disk_told(folder / "best.yaml"):
+            write_file(folder / "best.yaml", text.encode())
         mlflow_run.log_file(folder / "best.yaml")
         done = count(study, *DONE)
         mlflow_run.log_metrics({f"best/{name}": value for name, value in values.items()}, step=done)

@@ -176,8 +176,6 @@ def train_alone(
     trainer = make_trainer(settings, store, folder, checkpoint)
     describe(mlflow_run, trainer, store)
     references = reference_lines(settings, store)
-    # Asked for now: at the end the registry may be away.
-    initial = FaceEmbedder.load(settings.init, "cpu").provenance if settings.init else None
     if not checkpoint:
         mlflow_run.log_metrics(
             {f"val/{name}_recall_at_1": value for name, value in references.items()}, step=0
@@ -187,11 +185,11 @@ def train_alone(
             fit(trainer, mlflow_run, on_epoch)
         except (Stopped, TrainingFailed):
             try:
-                keep_results(trainer, mlflow_run, settings, folder, references, initial)
+                keep_results(trainer, mlflow_run, settings, folder, references)
             except InputError as error:  # the training's own end is the reason that counts
                 say(f"facerec: {error}")
             raise
-        keep_results(trainer, mlflow_run, settings, folder, references, initial)
+        keep_results(trainer, mlflow_run, settings, folder, references)
     return trainer
 
 
@@ -213,16 +211,18 @@ def make_trainer(
     """The trainer of a run, before its first step or at its saved one; checkpoints go into `folder`."""
     torch.manual_seed(settings.seed)
     network = build_network(settings)
+    # Kept in the checkpoints: at the end its registry may be away, and its alias another model's.
+    initial = checkpoint.state.get("initial") if checkpoint else None
     if settings.init and not checkpoint:
-        start_from(network, settings.init)
+        initial = start_from(network, settings.init)
     identities = len(np.unique(store.labels[store.indices("train")]))
-    targets, facts = None, {}
+    targets, facts = None, {"initial": initial}
     if settings.teacher:
         targets = torch.from_numpy(teacher_rows(settings, store, "train", progress))
         facts["teacher_digest"] = hashlib.sha256(targets.numpy().tobytes()).hexdigest()
     objective = Objective(settings, identities, settings.embedding_dim, targets)
     save = keeper(folder, settings, store, facts)
-    trainer = Trainer(network, objective, store, settings, save, progress)
+    trainer = Trainer(network, objective, store, settings, save, progress, initial)
     if checkpoint:
         if checkpoint.state.get("teacher_digest") != facts.get("teacher_digest"):
             raise InputError(
@@ -233,19 +233,21 @@ def make_trainer(
     return trainer
 
 
-def start_from(network: nn.Module, source: str) -> None:
-    """Loads the weights of the model `source` into `network`.
+def start_from(network: nn.Module, source: str) -> dict[str, Any]:
+    """Loads the weights of the model `source` into `network`; returns its provenance.
 
     Raises:
         InputError: if that model is another network.
     """
+    model = FaceEmbedder.load(source, "cpu")
     try:
-        network.load_state_dict(FaceEmbedder.load(source, "cpu").network.state_dict())
+        network.load_state_dict(model.network.state_dict())
     except RuntimeError as error:
         reason = one_line(error)[:200]
         raise InputError(
             f"init={source} is another network than the settings describe: {reason}"
         ) from None
+    return dict(model.provenance)
 
 
 def keeper(

@@ -16,9 +16,8 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -31,7 +30,7 @@ from facerec.data.sources import FaceList, cache_folder, find_faces
 from facerec.data.splits import split_by_identity
 from facerec.settings import InputError, Settings
 
-FORMAT = 1  # raise when stores of an older layout must not be opened
+FORMAT = 2  # raise when stores of an older layout must not be opened
 PIXELS, INDEX, SKIPPED = "images.u8", "index.json", "skipped.txt"
 WINDOW = 512  # pictures decoded between two writes
 SPARE_BYTES = 64 * 2**20
@@ -83,7 +82,8 @@ class Store:
         skipped: (path, reason) of the pictures left out.
         root: folder that relative paths start from.
         folder: where the store lies in the cache.
-        opened: the file behind `images` as it was then, None where there is none.
+        file: the file behind `images`, None where there is none.
+        written: its size and time of change when it was opened.
     """
 
     images: np.ndarray
@@ -98,7 +98,8 @@ class Store:
     skipped: list[tuple[str, str]]
     root: Path
     folder: Path
-    opened: os.stat_result | None = None
+    file: BinaryIO | None = None
+    written: tuple[int, int] | None = None
 
     def indices(self, part: str) -> np.ndarray:
         """Ascending picture numbers of `train`, `val`, `test` or `all`, int64."""
@@ -109,19 +110,12 @@ class Store:
     def check_unaltered(self) -> None:
         """To be called before `images` are read: beyond the end of a file that was cut short, reading kills.
 
-        A store that was deleted or built anew meanwhile stays readable to who has opened it.
+        A store that was deleted or built anew meanwhile stays as it was to who has opened it.
 
         Raises:
             InputError: if somebody has written to the file since it was opened.
         """
-        if self.opened is None:
-            return
-        try:
-            now = (self.folder / PIXELS).stat()
-        except OSError:
-            return
-        then, of = self.opened, attrgetter("st_size", "st_mtime_ns")
-        if (now.st_dev, now.st_ino) == (then.st_dev, then.st_ino) and of(now) != of(then):
+        if self.file is not None and written(self.file) != self.written:
             raise InputError(
                 f"the store {self.folder} was altered while it was in use: start again with --rebuild-store true; "
                 "a training goes on from its last checkpoint with --resume beside it"
@@ -156,6 +150,20 @@ def open_store(settings: DataSettings, progress: bool = True) -> Store:
         ):  # last, so that a data set that was refused leaves no trace
             write_json(memo_file, memo)
     return _open(folder, faces, digest)
+
+
+def written(file: BinaryIO) -> tuple[int, int]:
+    """Size in bytes, and time of the last change in nanoseconds, of an open file, wherever its name has gone."""
+    stat = os.fstat(file.fileno())
+    return stat.st_size, stat.st_mtime_ns
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Hex SHA-256 of what is left of an open file."""
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def content_digest(identities: tuple[str, ...], hashes: list[str]) -> str:
@@ -246,15 +254,18 @@ def _build(
         )
     kept, skipped = [], []
     with publish_folder(folder) as draft:
+        pixels = hashlib.sha256()
         with open(draft / PIXELS, "wb") as file:
             for i, face in enumerate(_decoded(faces, settings, progress)):
                 if isinstance(face, str):
                     skipped.append((faces.paths[i], face))
                     continue
                 file.write(face.data)
+                pixels.update(face.data)
                 kept.append(i)
             file.flush()
             os.fsync(file.fileno())
+            changed = written(file)[1]
         check_enough([faces.identities[i] for i in kept], faces, skipped)
         lines = "".join(f"{path}\t{reason}\n" for path, reason in skipped)
         (draft / SKIPPED).write_text(lines, encoding="utf-8")
@@ -262,6 +273,7 @@ def _build(
             "format": FORMAT,
             "shape": [len(kept), size, size, 3],
             "digest": digest,
+            "pixels": {"sha256": pixels.hexdigest(), "changed": changed},
             "paths": [faces.paths[i] for i in kept],
             "identities": [faces.identities[i] for i in kept],
             "picture_hashes": [hashes[i] for i in kept],
@@ -313,15 +325,20 @@ def check_enough(identities: list[str], faces: FaceList, skipped: list[tuple[str
 
 
 def _open(folder: Path, faces: FaceList, digest: str) -> Store:
-    index = read_json(folder / INDEX) or {}
-    shape = tuple(index.get("shape", ()))
-    pixels = folder / PIXELS
-    opened = pixels.stat() if pixels.is_file() else None
-    size = opened.st_size if opened else -1
-    if len(shape) != 4 or size != np.prod(shape, dtype=np.int64) or index.get("digest") != digest:
+    try:
+        index = read_json(folder / INDEX) or {}
+        shape = tuple(index["shape"])
+        file = open(folder / PIXELS, "rb")  # noqa: SIM115 -- kept, since alterations are seen by it
+        state = written(file)
+        whole = index["digest"] == digest and state[0] == np.prod(shape, dtype=np.int64)
+        # A copy of the cache has another time, and is read once a start to be known again.
+        if whole and state[1] != index["pixels"]["changed"]:
+            whole = sha256_of(file) == index["pixels"]["sha256"]
+    except (OSError, LookupError, TypeError):
+        whole = False
+    if not whole:
         raise InputError(
-            f"The store {folder} is damaged ({max(size, 0):,} bytes of pictures): pass --rebuild-store true "
-            "to build it again."
+            f"The store {folder} is damaged: pass --rebuild-store true to build it again."
         )
     identities = index["identities"]
     names, labels = np.unique(np.array(identities, dtype=object), return_inverse=True)
@@ -335,7 +352,7 @@ def _open(folder: Path, faces: FaceList, digest: str) -> Store:
             file=sys.stderr,
         )
     return Store(
-        images=np.memmap(pixels, np.uint8, "r", shape=shape),
+        images=np.memmap(file, np.uint8, "r", shape=shape),
         labels=labels.astype(np.int64),
         names=list(names),
         paths=index["paths"],
@@ -347,5 +364,6 @@ def _open(folder: Path, faces: FaceList, digest: str) -> Store:
         skipped=skipped,
         root=faces.root,
         folder=folder,
-        opened=opened,
+        file=file,
+        written=state,
     )

@@ -75,11 +75,15 @@ def _inner_forward(
 ):
     tensors = (xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias)
     floats = list(map(as_float, tensors))
-    out, projected, kept = _inner_buffers(xz, x_proj_weight, A, True)
+    out, projected, kept = _inner_buffers(xz, x_proj_weight, A, keep)
+    whole = projected
+    if not keep:
+        whole = projected.new_empty(*out.shape[:2], x_proj_weight.shape[0])
     rank, states = dt_proj_weight.shape[1], A.shape[1]
     for part, u, delta in _chunks(floats[0], A.shape[0]):
         x, z = _halves(floats[0][part])
-        rows = projected[part].view(-1, projected.shape[2])
+        of_part = whole[part]
+        rows = of_part.view(-1, of_part.shape[2])
         launch_conv(x, *floats[1:3], True, reverse, u.transpose(1, 2))
         # With `out=`, so that a surrounding autocast leaves the products alone.
         torch.mm(u.view(-1, u.shape[2]), floats[3].t(), out=rows)
@@ -88,7 +92,7 @@ def _inner_forward(
             u.transpose(1, 2),
             delta.transpose(1, 2),
             floats[5],
-            *_matrices(projected[part], rank, states),
+            *_matrices(of_part, rank, states),
             floats[6],
             z,
             floats[7],
@@ -96,10 +100,8 @@ def _inner_forward(
             reverse,
             out[part].transpose(1, 2),
             None,
-            kept[part] if keep and kept.numel() else None,
+            kept[part] if kept.numel() else None,
         )
-    if not keep:
-        projected, kept = out.new_empty(0), out.new_empty(0)
     return out.to(xz.dtype), projected, kept
 
 

@@ -112,6 +112,23 @@ def test_a_damaged_store_is_told_and_mended(faces: Path) -> None:
         opened(faces)
 
 
+def test_an_altered_store_is_told_while_it_is_open_and_afterwards(faces: Path) -> None:
+    store = opened(faces)
+    store.check_unaltered()
+    pixels = store.folder / module.PIXELS
+    whole = pixels.read_bytes()
+    pixels.write_bytes(bytes(100) + whole[100:])
+    with pytest.raises(InputError, match="was altered while it was in use"):
+        store.check_unaltered()
+    with pytest.raises(InputError, match="damaged"):
+        opened(faces)
+    pixels.write_bytes(whole)  # as a copy of the cache: another time, the same pictures
+    other = opened(faces)
+    shutil.rmtree(store.folder)
+    other.check_unaltered()
+    assert other.images.tobytes() == whole
+
+
 def test_bad_pictures_are_skipped_counted_and_named(faces: Path, capsys) -> None:
     (faces / "Ann/bad.jpg").write_text("no picture")
     frames = [Image.new("RGB", (20, 20), (i, 0, 0)) for i in range(3)]
