@@ -6,7 +6,7 @@ never change its choices. space_file.py reads one from YAML.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -143,16 +143,24 @@ class Space:
         }
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two plain descriptions: `parameters.lr.values: [0.1, 1] was [0.1, 2]`."""
-    old, new = flat(before), flat(now)
-    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return [f"{key} {new.get(key, 'absent')} was {old.get(key, 'absent')}" for key in keys]
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> list[str]:
+    """What differs between two plain descriptions: `parameters.lr.values [0.1, 1] was [0.1, 2]`, `parameters.depth is
+    new`; a part that only one of them has is named as a whole, lists and tuples are alike."""
+    told = []
+    for key in sorted(before.keys() | now.keys()):
+        name = f"{within}{key}"
+        old, new = before.get(key), now.get(key)
+        if key not in before:
+            told.append(f"{name} is new" if isinstance(new, Mapping) else f"{name} {new} is new")
+        elif key not in now:
+            told.append(f"{name} is missing")
+        elif isinstance(old, Mapping) and isinstance(new, Mapping):
+            told += differences(old, new, f"{name}.")
+        elif plain(old) != plain(new):
+            told.append(f"{name} {new} was {old}")
+    return told
 
 
-def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings with joined keys; lists and tuples alike."""
-    if isinstance(values, Mapping) and values:
-        join: Callable[[str], str] = lambda key: f"{prefix}.{key}" if prefix else str(key)  # noqa: E731
-        return {k: v for key, item in values.items() for k, v in flat(item, join(key)).items()}
-    return {prefix: list(values) if isinstance(values, tuple) else values}
+def plain(value: Any) -> Any:
+    """A tuple as the list that JSON makes of it."""
+    return list(value) if isinstance(value, tuple) else value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -12,6 +11,7 @@ import optuna
 import optuna.visualization as draw
 import plotly.graph_objects as go
 import yaml
+from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from facerec.page import FONT, document, figure_block, light
@@ -30,7 +30,8 @@ STATE_COLOURS = {
 WORDS = {
     "History": "Each trial's value, and the best so far: a line that has long been flat says that more trials would "
     "change little.",
-    "Importances": "How much of the difference between good and bad trials each parameter explains (PED-ANOVA).",
+    "Importances": "How much of the difference between trials each parameter explains, over the whole space (functional "
+    "ANOVA of a random forest; complete trials alone).",
     "Parallel coordinates": "One line a trial: see which values the most coloured ones, the good ones, have.",
     "Slices": "The value over each parameter alone: a cloud that leans against a border asks for a wider range.",
     "Intermediate values": "Validation epoch by epoch: what was pruned, and whether ranks still change at the end.",
@@ -101,14 +102,16 @@ def study_figures(
     rows = []
     for index, name in enumerate(objectives):
         about = f" of {name}" if len(objectives) > 1 else ""
-        for title, make, lower_is_better in (
-            ("History", draw.plot_optimization_history, False),
-            ("Importances", draw.plot_param_importances, True),
-            ("Parallel coordinates", draw.plot_parallel_coordinate, False),
-            ("Slices", draw.plot_slice, False),
+        # The default, PED-ANOVA, looks at the spread of good trials alone, and calls a parameter that TPE has settled
+        # early unimportant.
+        forest = FanovaImportanceEvaluator(seed=0)
+        for title, make, more in (
+            ("History", draw.plot_optimization_history, {}),
+            ("Importances", draw.plot_param_importances, {"evaluator": forest}),
+            ("Parallel coordinates", draw.plot_parallel_coordinate, {}),
+            ("Slices", draw.plot_slice, {}),
         ):
-            target = target_of(study, index, lower_is_better)
-            given = {"target": target, "target_name": name}
+            given = {"target": target_of(study, index), "target_name": name, **more}
             figure = attempt(lambda make=make, given=given: make(study, **given), study)
             rows.append((title + about, WORDS[title], figure))
     if len(objectives) == 1:
@@ -121,19 +124,9 @@ def study_figures(
     return rows
 
 
-def target_of(
-    study: optuna.Study, index: int, lower_is_better: bool = False
-) -> Callable[[FrozenTrial], float] | None:
-    """What Optuna is to look at: one of two objectives, or None for the only one.
-
-    Args:
-        lower_is_better: turn a maximised one round, as PED-ANOVA asks of a target.
-    """
-    if len(study.directions) == 1:
-        return None
-    maximize = study.directions[index] == optuna.study.StudyDirection.MAXIMIZE
-    sign = -1 if maximize and lower_is_better else 1
-    return lambda trial: sign * trial.values[index]
+def target_of(study: optuna.Study, index: int) -> Callable[[FrozenTrial], float] | None:
+    """What Optuna is to look at: one of two objectives, or None for the only one."""
+    return None if len(study.directions) == 1 else lambda trial: trial.values[index]
 
 
 def attempt(make: Callable[[], go.Figure], study: optuna.Study) -> go.Figure | str:
@@ -141,11 +134,7 @@ def attempt(make: Callable[[], go.Figure], study: optuna.Study) -> go.Figure | s
     if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < 2:
         return "Needs two complete trials."
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # that PED-ANOVA takes low targets for good: `target_of`
-            return make()
+        return make()
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
         return f"Cannot be drawn of these trials: {error}"
 

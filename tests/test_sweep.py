@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import os
 import re
@@ -26,7 +25,7 @@ from facerec.data.store import open_store
 from facerec.settings import InputError, resolve, validate
 from facerec.space import METRICS
 from facerec.study import give_up_failing, retry_history
-from facerec.study_page import study_page, target_of
+from facerec.study_page import study_page
 from facerec.study_storage import Journal, open_storage, with_driver, without_password
 from facerec.workers import runs_here, this_worker
 from tests.sweeping import (
@@ -93,7 +92,8 @@ def test_a_study_in_mlflow_its_page_and_a_recipe_that_train_accepts(options):
         assert not (Path(options["output"]) / run.info.run_id).exists()
 
     page = Path(client.download_artifacts(parent, "study.html")).read_text()
-    importances = optuna.importance.get_param_importances(study)
+    forest = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    importances = optuna.importance.get_param_importances(study, evaluator=forest)
     (bars,) = [
         f["data"][0]
         for f in figures_on(page)
@@ -183,16 +183,24 @@ def test_two_objectives_with_constraints(options, tmp_path):
         sweep_here({**options, "space": space, "pruner": "median", "study": "other"})
 
 
-def test_importances_of_a_maximised_objective_are_those_of_high_values():
-    study = optuna.create_study(directions=["maximize", "minimize"])
-    for x, y in itertools.product(np.linspace(0, 1, 6), repeat=2):
-        study.enqueue_trial({"x": x, "y": y})
-    study.optimize(lambda t: (t.suggest_float("x", 0, 1) ** 8, t.suggest_float("y", 0, 1)), 36)
+def test_importances_name_what_matters_though_the_sampler_has_settled_it():
+    """One of three values is far better, and TPE soon takes no other: it still explains nearly everything."""
+    study = optuna.create_study(
+        directions=["maximize", "minimize"], sampler=optuna.samplers.TPESampler(seed=0)
+    )
+
+    def objective(trial):
+        patch, warmup = (
+            trial.suggest_categorical("patch", [4, 8, 16]),
+            trial.suggest_float("warmup", 0, 1),
+        )
+        return (patch == 16) + 0.05 * warmup, warmup
+
+    study.optimize(objective, 30)
     page = study_page(study, ["a", "b"])
     bars = [f["data"][0] for f in figures_on(page) if f["data"][0]["type"] == "bar"]
-    expected = optuna.importance.get_param_importances(study, target=lambda t: -t.values[0])
-    assert dict(zip(bars[0]["y"], bars[0]["x"], strict=True)) == pytest.approx(expected)
-    assert target_of(study, 1, lower_is_better=True)(study.trials[0]) == study.trials[0].values[1]
+    first, second = (dict(zip(bar["y"], bar["x"], strict=True)) for bar in bars[:2])
+    assert first["patch"] > 0.9 and second["warmup"] > 0.9
 
 
 def test_a_hopeless_and_a_diverging_trial_are_pruned_and_counted(options, tmp_path, monkeypatch):

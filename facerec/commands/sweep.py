@@ -139,7 +139,10 @@ def run(settings: SweepSettings, config: str | None = None) -> None:
             search(job)
         except Stopped:
             conclude(job, mlflow_run)
-            say(f"stopped; the same command goes on with study {name}")
+            over = count(study, *DONE) >= settings.trials
+            say(
+                f"stopped; {'all trials were done, and ' if over else ''}the same command goes on with study {name}"
+            )
             raise
         recipe = conclude(job, mlflow_run)
         if settings.train_best and recipe:
