@@ -149,14 +149,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], within: str =
     told = []
     for key in sorted(before.keys() | now.keys()):
         name = f"{within}{key}"
-        old, new = before.get(key), now.get(key)
+        old, new = plain(before.get(key)), plain(now.get(key))
         if key not in before:
             told.append(f"{name} is new" if isinstance(new, Mapping) else f"{name} {new} is new")
         elif key not in now:
             told.append(f"{name} is missing")
         elif isinstance(old, Mapping) and isinstance(new, Mapping):
             told += differences(old, new, f"{name}.")
-        elif plain(old) != plain(new):
+        elif old != new:
             told.append(f"{name} {new} was {old}")
     return told
 

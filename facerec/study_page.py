@@ -30,8 +30,8 @@ STATE_COLOURS = {
 WORDS = {
     "History": "Each trial's value, and the best so far: a line that has long been flat says that more trials would "
     "change little.",
-    "Importances": "How much of the difference between trials each parameter explains, over the whole space (functional "
-    "ANOVA of a random forest; complete trials alone).",
+    "Importances": "How much of the difference between trials each parameter explains, over the whole space "
+    "(functional ANOVA of a random forest; complete trials alone).",
     "Parallel coordinates": "One line a trial: see which values the most coloured ones, the good ones, have.",
     "Slices": "The value over each parameter alone: a cloud that leans against a border asks for a wider range.",
     "Intermediate values": "Validation epoch by epoch: what was pruned, and whether ranks still change at the end.",
