@@ -66,7 +66,7 @@ def scan_inputs(dtype=torch.float32) -> list[Tensor]:
     ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_scan_hands_over_what_mamba_ssm_wants(installed, dtype, reverse):
     torch.manual_seed(0)
@@ -89,7 +89,7 @@ def test_optional_inputs_stay_out(installed):
     torch.testing.assert_close(out, selective_scan(u, delta.abs(), A, B, C, backend="reference"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("activation", [None, "silu"])
 def test_conv_hands_over_what_causal_conv1d_wants(installed, activation, dtype):
     torch.manual_seed(0)
