@@ -6,7 +6,7 @@
 Everything runs in one process, in turns (one call of each contestant a round), so that a machine whose
 speed drifts treats all alike; figures are medians over the calmer half of the rounds. Peers are mambapy
 (token by token, and its parallel scan) and transformers' MambaMixer (both from the `bench` extra), with
-the same weights.
+the same weights. Freed memory is kept for the next call, as in `train`, by all of them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from facerec.compute import keep_freed_memory
 from facerec.model.mamba import Mamba
 from facerec.model.scan import resolve_backend
 

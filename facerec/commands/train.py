@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from facerec import parallel
 from facerec.checkpoint import Checkpoint, Checkpoints
-from facerec.compute import resolve_device
+from facerec.compute import keep_freed_memory, resolve_device
 from facerec.data.align import AlignSettings
 from facerec.data.demo import color_histogram, raw_pixels
 from facerec.data.store import DataSettings, Store, open_store
@@ -92,6 +92,8 @@ def run(settings: TrainSettings, config: str | None = None) -> None:
         InputError: for anything in the settings or the data that cannot work; before the run starts where possible.
     """
     check(settings)
+    if resolve_device(settings.device).type == "cpu":
+        keep_freed_memory()
     with parallel.ranks(settings.device):
         parallel.from_first(reach_tracking)
         resumed = None
