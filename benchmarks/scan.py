@@ -363,6 +363,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write all figures")
     parser.add_argument("--shapes", help="of the mixer: batch x tokens, as in 64x64,1x64")
     options = parser.parse_args()
+    keep_freed_memory()
     shapes = MIXER_SHAPES
     if options.shapes:
         shapes = tuple(tuple(map(int, s.split("x"))) for s in options.shapes.split(","))
