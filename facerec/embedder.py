@@ -299,10 +299,9 @@ def _device(name: str) -> torch.device:
 
 
 def _shipped(name: str) -> Path:
-    """Folder of a model that comes with the package; `pretrained` is the best one that does."""
-    names = SHIPPED if name == "pretrained" else (name,)
-    folder = next((f for n in names if (f := WEIGHTS / n).is_dir()), None)
-    if folder is None:
+    """Folder of a model that comes with the package."""
+    folder = WEIGHTS / name
+    if not folder.is_dir():
         raise InputError(
             f"model {name} did not come with this package; train one with `facerec train`"
         )

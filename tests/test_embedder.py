@@ -188,13 +188,15 @@ def test_what_is_no_model(source: str, device: str, reason: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_shipped_model_works_and_says_whom_it_has_met() -> None:
-    faces = FaceEmbedder.load("pretrained-lfw", "cpu")
+@pytest.mark.parametrize(("name", "teacher"), [("pretrained", True), ("pretrained-lfw", False)])
+def test_a_shipped_model_works_and_says_whom_it_has_met(name: str, teacher: bool) -> None:
+    faces = FaceEmbedder.load(name, "cpu")
     pictures = [Image.new("RGB", (80, 80), color) for color in ("gray", "brown")]
     embeddings = faces.embed(pictures)
     assert np.linalg.norm(embeddings, axis=1) == pytest.approx([1, 1], abs=1e-5)
-    folder = WEIGHTS / "pretrained-lfw"
-    assert "For research only" in (folder / "MODEL_CARD.md").read_text()
+    folder = WEIGHTS / name
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert "For research only" in card and ("It has learnt from a teacher" in card) == teacher
     assert json.loads((folder / "provenance.json").read_text())["train"]["people"] == 3432
     assert sum(file.stat().st_size for file in WEIGHTS.rglob("*")) < 16e6
 
