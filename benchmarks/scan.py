@@ -1,12 +1,13 @@
 """How fast the Mamba mixer is on this CPU: against other mixers, against its matrix products, against a ViT.
 
     python benchmarks/scan.py [--rounds 9] [--only mixer,parts,memory,network] [--shapes 64x64]
-        [--json scan.json]
+        [--json scan.json] [--keep-memory]
 
 Everything runs in one process, in turns (one call of each contestant a round), so that a machine whose
 speed drifts treats all alike; figures are medians over the calmer half of the rounds. Peers are mambapy
 (token by token, and its parallel scan) and transformers' MambaMixer (both from the `bench` extra), with
-the same weights. Freed memory is kept for the next call, as in `train`, by all of them.
+the same weights. With --keep-memory glibc keeps freed memory for the next call, of all contestants, as in `train`;
+without it the peers spend most of their time on page faults, as they do for whoever runs them out of the box.
 """
 
 from __future__ import annotations
@@ -362,8 +363,10 @@ def main() -> None:
     parser.add_argument("--only", default="mixer,parts,memory,network", help="tables to make")
     parser.add_argument("--json", type=Path, help="where to write all figures")
     parser.add_argument("--shapes", help="of the mixer: batch x tokens, as in 64x64,1x64")
+    parser.add_argument("--keep-memory", action="store_true", help="of all contestants, for reuse")
     options = parser.parse_args()
-    keep_freed_memory()
+    if options.keep_memory:
+        keep_freed_memory()
     shapes = MIXER_SHAPES
     if options.shapes:
         shapes = tuple(tuple(map(int, s.split("x"))) for s in options.shapes.split(","))
