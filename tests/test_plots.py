@@ -399,7 +399,7 @@ def test_write_html_keeps_the_old_page_when_writing_fails(tmp_path, monkeypatch)
         raise OSError("disk full")
 
     monkeypatch.setattr("facerec.data.files.os.replace", fail)
-    with pytest.raises(InputError, match="page.html cannot be written: disk full"):
+    with pytest.raises(InputError, match="cannot be written: disk full"):
         plots.write_html("new", path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
