@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from facerec.data.files import DRAFT, disk_told, write_file
+from facerec.data.files import DRAFT, write_bytes
 from facerec.settings import InputError, one_line
 
 NAME = "checkpoint-{:010d}.safetensors"
@@ -31,16 +31,6 @@ class Checkpoint(NamedTuple):
     step: int
     tensors: dict[str, Tensor]
     state: dict[str, Any]
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """`write_file`, with a refusal of the disk told in a sentence.
-
-    Raises:
-        InputError: if the disk is full or the folder cannot be written; what stood at `path` is still there.
-    """
-    with disk_told(path):
-        write_file(path, content)
 
 
 class Checkpoints:

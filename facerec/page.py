@@ -25,7 +25,7 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from facerec.data.files import disk_told, write_file
+from facerec.data.files import write_bytes
 
 # Colours told apart with the common colour-vision deficiencies (after Okabe and Ito), darkened for
 # a light ground and lightened for a dark one so that text in them stays readable.
@@ -219,8 +219,7 @@ def write_html(
     """
     page = content if isinstance(content, str) else _figure_page(content, title)
     path = Path(path)
-    with disk_told(path):
-        write_file(path, page.encode())
+    write_bytes(path, page.encode())
     return path
 
 

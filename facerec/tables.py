@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from facerec.data.files import disk_told, write_file
+from facerec.data.files import write_bytes
 from facerec.intervals import Figure
 from facerec.measures import title
 from facerec.sections import Metric
@@ -83,6 +83,5 @@ def plain(table: Mapping[str, Figures]) -> dict[str, Any]:
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     """Write JSON without NaN, making the folder; returns the path. InputError where the disk refuses."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    with disk_told(path):
-        write_file(path, text.encode())
+    write_bytes(path, text.encode())
     return path

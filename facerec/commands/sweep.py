@@ -20,7 +20,7 @@ from pydantic import Field
 
 from facerec.commands.sweep_trial import Job, study_trials, trial_settings, worker
 from facerec.commands.train import TrainSettings, check, train
-from facerec.data.files import disk_told, write_file
+from facerec.data.files import write_bytes
 from facerec.data.store import Store, open_store
 from facerec.interrupt import Stopped
 from facerec.page import write_html
@@ -243,8 +243,7 @@ def conclude(job: Job, mlflow_run: Run) -> dict[str, Any] | None:
             f"{reached} on the validation people.",
         ]
         text = recipe_text(recipe, said)
-        with disk_told(folder / "best.yaml"):
-            write_file(folder / "best.yaml", text.encode())
+        write_bytes(folder / "best.yaml", text.encode())
         mlflow_run.log_file(folder / "best.yaml")
         done = count(study, *DONE)
         mlflow_run.log_metrics({f"best/{name}": value for name, value in values.items()}, step=done)

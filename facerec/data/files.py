@@ -98,6 +98,16 @@ def write_file(path: Path, content: bytes) -> None:
         raise
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """`write_file`, with a refusal of the disk told in a sentence.
+
+    Raises:
+        InputError: if the disk is full or the folder cannot be written; what stood at `path` is still there.
+    """
+    with disk_told(path):
+        write_file(path, content)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON as `write_file` does."""
     write_file(path, json.dumps(value, separators=(",", ":")).encode())
