@@ -1,4 +1,4 @@
-"""What a training minimises: a loss and a miner by name, as in pytorch-metric-learning; or a teacher's embeddings.
+"""What a training minimises: a loss and a miner by name, those of pytorch-metric-learning; or a teacher's embeddings.
 
 Margins have the unit of their loss: Euclidean distance of unit embeddings for `triplet`, cosine for `cosface`,
 radians for `arcface` and `subcenter_arcface`. A miner and its loss share the one margin.
@@ -13,16 +13,17 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 from pydantic import Field
-from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 
 from facerec.margins import MarginSoftmax
+from facerec.mining import positive_pairs
+from facerec.pair_losses import PairLoss, TripletLoss
 from facerec.settings import InputError, Settings
-from facerec.triplets import MINERS, TripletLoss, positive_pairs
 
 DEFAULT_MARGIN = {"triplet": 0.2, "arcface": 0.5, "cosface": 0.35, "subcenter_arcface": 0.5}
 CLASSIFYING = ("arcface", "cosface", "subcenter_arcface")
-MINERLESS = (*CLASSIFYING, "distill")
+MINING = ("triplet", "multi_similarity", "supcon")
+MINER_MARGIN = 0.2  # of a miner of triplets whose loss has none
 COLLAPSED_SPREAD = 1e-3  # root mean square distance of unit embeddings from their mean
 
 
@@ -69,7 +70,7 @@ class ObjectiveSettings(Settings):
 
 
 class LossOfBatch(NamedTuple):
-    """loss: scalar with gradient. mined: how many triplets, pairs or pictures it was taken over (0-d tensor)."""
+    """loss: scalar with gradient. mined: how many triplets, positive pairs or pictures it is of (0-d tensor)."""
 
     loss: Tensor
     mined: Tensor
@@ -97,8 +98,6 @@ class Objective(nn.Module):
         self.margin = settings.margin or DEFAULT_MARGIN.get(settings.loss)
         self.margin_warmup_epochs = settings.margin_warmup_epochs
         self.loss = make_loss(settings, self.margin, identities, embedding_dim, targets)
-        joint = settings.loss in MINERLESS or isinstance(self.loss, TripletLoss)
-        self.miner = None if joint else make_miner(settings.miner, self.margin or 0.2)
         self.full_margin = getattr(self.loss, "margin", None)
 
     def at_epoch(self, epoch: float) -> None:
@@ -108,7 +107,7 @@ class Objective(nn.Module):
 
     def pairs(self, labels: np.ndarray) -> np.ndarray | None:
         """What `forward` may be given beside the labels (B,) of a batch: see there."""
-        return positive_pairs(labels) if isinstance(self.loss, TripletLoss) else None
+        return positive_pairs(labels) if self.name in MINING else None
 
     def forward(
         self, embeddings: Tensor, labels: Tensor, pairs: Tensor | None = None
@@ -120,15 +119,11 @@ class Objective(nn.Module):
             labels: (B,) int64, 0 ... identities - 1; with `by_picture` 0 ... N - 1.
             pairs: what `pairs` says of the labels; where it is missing, labels are read back from the device.
         """
-        if isinstance(self.loss, TripletLoss):
-            if pairs is None:
-                pairs = torch.from_numpy(positive_pairs(labels.cpu().numpy())).to(labels.device)
-            return LossOfBatch(*self.loss(embeddings, labels, pairs))
-        if self.miner is None:
-            mined = torch.tensor(len(labels))
-            return LossOfBatch(self.loss(embeddings, labels), mined)
-        indices = self.miner(embeddings, labels)
-        return LossOfBatch(self.loss(embeddings, labels, indices), torch.tensor(len(indices[0])))
+        if self.name not in MINING:
+            return LossOfBatch(self.loss(embeddings, labels), torch.tensor(len(labels)))
+        if pairs is None:
+            pairs = torch.from_numpy(positive_pairs(labels.cpu().numpy())).to(labels.device)
+        return LossOfBatch(*self.loss(embeddings, labels, pairs))
 
 
 class Distillation(nn.Module):
@@ -151,39 +146,18 @@ def make_loss(
 ) -> nn.Module:
     """The loss that the settings name."""
     match settings.loss:
-        case "triplet" if settings.miner in MINERS:
-            return TripletLoss(margin, settings.miner)
         case "triplet":
-            return losses.TripletMarginLoss(margin=margin)
+            return TripletLoss(margin, settings.miner)
+        case "multi_similarity" | "supcon":
+            return PairLoss(settings.loss, settings.miner, MINER_MARGIN, settings.temperature)
         case "arcface" | "cosface" | "subcenter_arcface":
             return MarginSoftmax(settings.loss, margin, settings.scale, identities, embedding_dim)
-        case "multi_similarity":
-            return losses.MultiSimilarityLoss()
-        case "supcon":
-            return losses.SupConLoss(temperature=settings.temperature)
         case "distill":
             return Distillation(targets)
 
 
-def make_miner(name: str, margin: float) -> nn.Module | None:
-    """The miner of that name, or None for every triplet or pair of the batch."""
-    match name:
-        case "all" | "semihard" | "hard":
-            return miners.TripletMarginMiner(margin=margin, type_of_triplets=name)
-        case "batch_hard":
-            return miners.BatchHardMiner()
-        case "multi_similarity":
-            return miners.MultiSimilarityMiner()
-        case _:
-            return None
-
-
 def check_objective(settings: ObjectiveSettings) -> None:
-    """Raises InputError for a pair of loss and miner that pytorch-metric-learning cannot join."""
-    if settings.loss == "supcon" and settings.miner in ("semihard", "hard", "batch_hard"):
-        raise InputError(
-            f"loss supcon takes pairs, miner {settings.miner} gives triplets: set miner to none"
-        )
+    """Raises InputError for a margin of a loss that has none."""
     if settings.margin is not None and settings.loss not in DEFAULT_MARGIN:
         raise InputError(f"loss {settings.loss} has no margin: leave margin out")
 

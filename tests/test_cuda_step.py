@@ -16,9 +16,10 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from facerec import compute, optimization, trainer
+from facerec import compute, optimization, pair_losses, trainer
 from facerec.data import batches
 from facerec.model.network import build_network
+from tests.test_objective import MINERS
 from tests.test_trainer import small
 from tests.test_trainer import trainer as make_trainer
 
@@ -48,9 +49,10 @@ def step(monkeypatch):
         yield run
 
 
-@pytest.mark.parametrize("miner", ["all", "semihard", "hard", "none"])
-def test_no_step_waits_for_the_device(step, miner):
-    made = step(miner=miner)
+@pytest.mark.parametrize("miner", MINERS)
+@pytest.mark.parametrize("loss", ["triplet", "multi_similarity", "supcon"])
+def test_no_step_waits_for_the_device(step, loss, miner):
+    made = step(loss=loss, miner=miner)
     assert made.step == 2
     assert all(isinstance(total, FakeTensor) for total in made.sums.values())
     assert all(
@@ -67,12 +69,13 @@ def test_no_step_of_a_distillation_waits(step):
     assert step(loss="distill", teacher="dlib").step == 2
 
 
-def test_what_waits_is_found(step):
-    """That the tests above would fail: looking at the loss, and a miner that returns indices."""
+def test_what_waits_is_found(step, monkeypatch):
+    """That the tests above would fail: looking at the loss, and a loss that picks its pairs by a mask."""
     with pytest.raises(DataDependentOutputException):
         step(first=50)
+    monkeypatch.setattr(pair_losses, "mean_of_positive", lambda losses: losses[losses > 0].mean())
     with pytest.raises(DynamicOutputShapeException):
-        step(miner="batch_hard")
+        step()
 
 
 def test_bf16_autocast_and_channels_last(monkeypatch):
