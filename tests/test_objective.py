@@ -103,7 +103,6 @@ def test_margin_losses_are_those_of_pytorch_metric_learning(name, margin):
         "subcenter_arcface": losses.SubCenterArcFaceLoss,
     }
     faces = embeddings().detach()
-    torch.manual_seed(0)  # of the class weights
     ours = MarginSoftmax(name, margin, 20, 4, 8).double()
     of_theirs = margin if name == "cosface" else math.degrees(margin)
     theirs = theirs_by_name[name](num_classes=4, embedding_size=8, margin=of_theirs, scale=20)
@@ -124,7 +123,8 @@ def test_margin_losses_are_those_of_pytorch_metric_learning(name, margin):
     for got, expected in zip(*gradients, strict=True):
         finite = expected.isfinite()
         assert got.isfinite().all()
-        torch.testing.assert_close(got[finite], expected[finite], atol=1e-5, rtol=1e-5)
+        # Theirs keeps angles a little off 0 and pi.
+        torch.testing.assert_close(got[finite], expected[finite], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("miner", MINERS)
