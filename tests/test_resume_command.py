@@ -18,20 +18,15 @@ from facerec.cli import ENTRIES, load
 from facerec.resume import settings_of_checkpoint
 from facerec.settings import InputError
 from tests.conftest import PROJECT
+from tests.models import make_model
 from tests.test_train_command import TINY, environment, flags, mlflow_run
 
 LONG = {**TINY, "epochs": "4", "checkpoint_minutes": "0.005"}
 
 
-def train(output, *more: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "facerec",
-        "train",
-        *flags({**LONG, "output": str(output)}),
-        *more,
-    ]
+def start(output, *more: str, entry: str = "train", **given: str) -> subprocess.Popen[str]:
+    given = {**(given or LONG), "output": str(output)}
+    command = [sys.executable, "-m", "facerec", entry, *flags(given), *more]
     return subprocess.Popen(
         command, env=environment(), stderr=subprocess.PIPE, text=True, cwd=PROJECT
     )
@@ -54,14 +49,20 @@ def histories(run_id) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def test_a_killed_run_ends_where_it_would_have(tmp_path, own_tracking):
-    whole = train(tmp_path / "whole")
+@pytest.mark.parametrize("entry", ["train", "finetune"])
+def test_a_killed_run_ends_where_it_would_have(tmp_path, own_tracking, entry):
+    given = LONG
+    if entry == "finetune":  # with its look-alikes, who are looked for anew each epoch
+        given = {name: LONG[name] for name in ("epochs", "batch_size", "checkpoint_minutes")}
+        given["model"] = str(tmp_path / "model")
+        make_model(tmp_path / "model", image_size=32)
+    whole = start(tmp_path / "whole", entry=entry, **given)
     assert whole.wait(240) == 0, whole.stderr.read()
     client = MlflowClient()
     experiment = client.get_experiment_by_name("facerec").experiment_id
     (left_alone,) = client.search_runs([experiment])
 
-    killed = train(tmp_path / "killed")
+    killed = start(tmp_path / "killed", entry=entry, **given)
     for line in killed.stderr:
         if line.startswith("epoch 2/"):
             os.kill(killed.pid, signal.SIGKILL)
@@ -71,7 +72,9 @@ def test_a_killed_run_ends_where_it_would_have(tmp_path, own_tracking):
         left_alone.info.run_id
     }
 
-    done = mlflow_run("-P", "resume=last", "-P", f"output={tmp_path / 'killed'}")
+    due = ["-P", f"model={given['model']}"] if entry == "finetune" else []
+    again = ["-P", "resume=last", "-P", f"output={tmp_path / 'killed'}"]
+    done = mlflow_run("-e", entry, *again, *due)
     assert done.returncode == 0, done.stderr
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
@@ -93,7 +96,7 @@ def test_a_killed_run_ends_where_it_would_have(tmp_path, own_tracking):
 
 
 def test_what_cannot_be_resumed_is_told(tmp_path, own_tracking):
-    done = train(tmp_path, "--epochs", "1")
+    done = start(tmp_path, "--epochs", "1")
     assert done.wait(240) == 0, done.stderr.read()
     (run_id,) = (p.name for p in tmp_path.iterdir())
     model, _ = load(ENTRIES["train"])
