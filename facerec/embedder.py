@@ -30,8 +30,9 @@ from facerec.data.batches import to_input
 from facerec.data.inputs import Picture, is_picture, label, pixels
 from facerec.data.pictures import PictureError
 from facerec.gallery import Gallery, Match, gallery_files
+from facerec.model_folder import WEIGHTS as WEIGHTS_FILE
 from facerec.model_folder import LoadedModel, ModelConfig, read_model
-from facerec.settings import InputError, one_line
+from facerec.settings import InputError, expanded, one_line
 from facerec.verdict import Comparison, judge
 
 BATCH = 64
@@ -55,6 +56,7 @@ class FaceEmbedder:
         self.config, self.calibration, self.provenance = model[1:]
         self.device = device
         self._network = model.network.to(device)
+        self._weights = self.config.sha256.get(WEIGHTS_FILE, "")
 
     @property
     def network(self) -> torch.nn.Module:
@@ -83,7 +85,7 @@ class FaceEmbedder:
             )
         if text in SHIPPED:
             return cls(read_model(_shipped(text)), where)
-        return cls(read_model(Path(source).expanduser()), where)
+        return cls(read_model(expanded(source)), where)
 
     def embed(
         self,
@@ -136,8 +138,13 @@ class FaceEmbedder:
             (N, E) float32, unit length.
 
         Raises:
-            InputError: the network's answer is no number, as of weights without measure.
+            InputError: another shape or type, or the network's answer is no number, as of weights without measure.
         """
+        side = self.config.image_size
+        if faces.dtype != np.uint8 or faces.shape[1:] != (side, side, 3):
+            raise InputError(
+                f"faces {faces.shape} {faces.dtype}, where (N, {side}, {side}, 3) uint8 is due"
+            )
         with torch.inference_mode():
             batch = to_input(torch.from_numpy(faces).to(self.device))
             embeddings = self._network(batch)
@@ -147,6 +154,34 @@ class FaceEmbedder:
         if not torch.isfinite(embeddings).all():
             raise InputError("the model's embeddings are no numbers: its weights are damaged")
         return embeddings.cpu().numpy()
+
+    def faces(
+        self,
+        images: Sequence[Picture],
+        *,
+        side: int | None = None,
+        align: str = "auto",
+        choice: str = "auto",
+    ) -> np.ndarray:
+        """What the network sees of pictures.
+
+        Args:
+            side: of the squares in pixels, instead of the network's.
+            align, choice: as in `embed`.
+
+        Returns:
+            (N, side, side, 3) uint8 RGB.
+
+        Raises:
+            InputError: as of `embed`.
+        """
+        settings = self._settings(align, choice)
+        settings = settings.model_copy(update={"image_size": side or settings.image_size})
+        faces = [_face(picture, i, settings) for i, picture in enumerate(images)]
+        for found in faces:
+            if isinstance(found, PictureError):
+                raise found
+        return np.stack(faces)
 
     def similarity(self, a: Picture, b: Picture, **how: Any) -> float:
         """Cosine similarity of two pictures, in [-1, 1]; `how` as in `embed`."""
@@ -197,8 +232,8 @@ class FaceEmbedder:
                 raise InputError("the gallery is empty")
             labels = tuple(label(p, i) for i, (_, p) in enumerate(named))
             embeddings = self.embed([p for _, p in named], **how)
-            return Gallery(tuple(n for n, _ in named), labels, embeddings)
-        return self._gallery_folder(Path(people).expanduser(), **how)
+            return Gallery(self._weights, tuple(n for n, _ in named), labels, embeddings)
+        return self._gallery_folder(expanded(people), **how)
 
     def identify(
         self,
@@ -212,8 +247,13 @@ class FaceEmbedder:
         Args:
             gallery: what `gallery` returned, or takes.
             how: as in `embed`.
+
+        Raises:
+            InputError: a picture cannot be used, or another model has embedded the gallery.
         """
         known = gallery if isinstance(gallery, Gallery) else self.gallery(gallery, **how)
+        if known.model != self._weights:
+            raise InputError("the gallery was embedded by another model: make it with this one")
         return known.search(self.embed(probe, **how)[0], top)
 
     def _gallery_folder(self, folder: Path, **how: Any) -> Gallery:
@@ -225,7 +265,7 @@ class FaceEmbedder:
             raise InputError(f"gallery {folder}: no usable picture in it{lost}")
         names, paths = zip(*(named[i] for i in kept), strict=True)
         skipped = tuple((str(named[i][1]), str(error)) for i, error in failed.items())
-        return Gallery(names, tuple(map(str, paths)), embeddings, skipped)
+        return Gallery(self._weights, names, tuple(map(str, paths)), embeddings, skipped)
 
     def _embed(
         self,
@@ -264,6 +304,8 @@ class FaceEmbedder:
             )
         if choice not in ("auto", *CHOICES):
             raise InputError(f"choice={choice}: auto, {', '.join(CHOICES)} are due")
+        if choice != "auto" and "none" in (align, self.config.align):
+            raise InputError(f"choice={choice}: without alignment no face is looked for")
         asked = {"align": align, "face_choice": choice}
         changes = {name: value for name, value in asked.items() if value != "auto"}
         return self.config.model_copy(update=changes)

@@ -29,12 +29,14 @@ class Gallery:
     """Known people.
 
     Attributes:
+        model: SHA-256 of the weights that embedded them.
         names: G names, one per picture.
         pictures: G paths of the pictures, or their places in what was given.
         embeddings: (G, E) float32, unit length.
         skipped: (picture, reason) of those that could not be used.
     """
 
+    model: str
     names: tuple[str, ...]
     pictures: tuple[str, ...]
     embeddings: np.ndarray
@@ -45,7 +47,12 @@ class Gallery:
 
         Args:
             probe: (E,) unit length.
+
+        Raises:
+            InputError: `top` is not at least 1.
         """
+        if top < 1:
+            raise InputError(f"top={top}: at least 1 is due")
         similarity = np.clip(self.embeddings @ probe, -1, 1)
         best: dict[str, Match] = {}
         for i in np.argsort(-similarity, kind="stable"):
@@ -57,7 +64,9 @@ class Gallery:
 
 
 def gallery_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(name, path) of the pictures of a gallery: a person is a folder, or a picture that lies loose.
+    """(name, path) of the pictures of a gallery: a person is the folder of a picture, or a picture that lies loose.
+
+    Folders may lie within others, as those of training data; the name then is the path to them.
 
     Links that lead out of the folder are left out.
 
@@ -74,5 +83,5 @@ def gallery_files(folder: Path) -> Iterator[tuple[str, Path]]:
         if path.suffix.lower() not in SUFFIXES or not path.is_file():
             continue
         if path.resolve().is_relative_to(root):
-            parts = path.relative_to(folder).parts
-            yield (parts[0] if len(parts) > 1 else path.stem), path
+            person = path.parent.relative_to(folder)
+            yield (person.as_posix() if person.parts else path.stem), path

@@ -31,19 +31,8 @@ from torch.overrides import TorchFunctionMode
 from facerec import __version__
 from facerec.data.align import AlignSettings
 from facerec.model.network import NetworkSettings, build_network
-from facerec.provenance import met, model_card, provenance
 from facerec.settings import InputError, Settings, one_line, validate
 from facerec.untrusted import parse_object, read_bytes
-
-__all__ = [
-    "LoadedModel",
-    "ModelConfig",
-    "met",
-    "model_card",
-    "provenance",
-    "read_model",
-    "write_model",
-]
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "MODEL_CARD.md"

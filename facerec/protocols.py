@@ -22,7 +22,7 @@ from facerec.identification import identification
 from facerec.intervals import Figure, mean_draws, wilson
 from facerec.measures import Measured, accuracy, listed, people
 from facerec.metrics import unit
-from facerec.settings import InputError
+from facerec.settings import InputError, expanded
 from facerec.verification import power, ten_fold, verification
 
 STUDENT_9 = 2.262  # two-sided 95 % of Student's t with ten folds' nine degrees of freedom
@@ -298,7 +298,7 @@ def search(gallery: str | Path, probes: str | Path) -> Search:
     Raises:
         InputError: a folder is missing, or nobody in it can be searched.
     """
-    files = [list(gallery_files(Path(folder).expanduser())) for folder in (gallery, probes)]
+    files = [list(gallery_files(expanded(folder))) for folder in (gallery, probes)]
     hashes = [[_hash(path) for _, path in part] for part in files]
     known = set(hashes[0])
     kept = [i for i, value in enumerate(hashes[1]) if value not in known]

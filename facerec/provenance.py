@@ -1,8 +1,8 @@
 """Whom and what a model was made from, without saying so: salted hashes of people and pictures, and the card.
 
-Hashes are salted per model, so that two models' lists cannot be joined; but the salt stands beside them, so
-that anybody who has a name or a picture can ask whether it was there. That is their purpose, and their limit:
-a name that can be guessed can be found.
+Hashes are salted per model, so that the lists of two models cannot be joined, unless one was trained from the other,
+whose salt it keeps; but the salt stands beside them, so that anybody who has a name or a picture can ask whether it was
+there. That is their purpose, and their limit: a name that can be guessed can be found.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def provenance(
     """
     from facerec.data.splits import fold_name  # here, so that embedding a face does not wait for it
 
-    salt = earlier["salt"] if earlier else secrets.token_hex(16)
+    salt = secrets.token_hex(16) if earlier is None else earlier["salt"]
     parts = {}
     for part in PARTS:
         rows = store.indices(part)
         names = {fold_name(store.names[label]) for label in store.labels[rows]}
         pictures = {store.picture_hashes[i] for i in rows}
-        known = earlier[part] if earlier else {"people_hashes": [], "picture_hashes": []}
+        known = {"people_hashes": [], "picture_hashes": []} if earlier is None else earlier[part]
         people_hashes = sorted({*_hashes(salt, names), *known["people_hashes"]})
         picture_hashes = sorted({*_hashes(salt, pictures), *known["picture_hashes"]})
         parts[part] = {
@@ -94,18 +94,34 @@ def met(
 
     folded, pictures = {fold_name(name) for name in names}, set(picture_hashes)
     counts = {"people": len(folded), "pictures": len(pictures)}
+    salt = checked(provenance)["salt"]
+    for part in PARTS:
+        known = provenance[part]
+        for kind, values in (("people", folded), ("pictures", pictures)):
+            listed = known["people_hashes" if kind == "people" else "picture_hashes"]
+            counts[f"{part}_{kind}"] = len(set(_hashes(salt, values)) & set(listed))
+    return counts
+
+
+def checked(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same, if it tells whom the model has met.
+
+    Raises:
+        InputError: it lacks what `provenance` writes; such files come from anywhere.
+    """
     try:
-        salt = provenance["salt"]
-        for part in PARTS:
-            known = provenance[part]
-            for kind, values in (("people", folded), ("pictures", pictures)):
-                listed = known["people_hashes" if kind == "people" else "picture_hashes"]
-                counts[f"{part}_{kind}"] = len(set(_hashes(salt, values)) & set(listed))
-    except (KeyError, TypeError, AttributeError):
+        lists = [provenance[p][k] for p in PARTS for k in ("people_hashes", "picture_hashes")]
+        told = isinstance(provenance["salt"], str) and all(
+            isinstance(hashes, list) and all(isinstance(h, str) and len(h) == 64 for h in hashes)
+            for hashes in lists
+        )
+    except (KeyError, TypeError):
+        told = False
+    if not told:
         raise InputError(
             "the model's provenance.json does not say whom it was trained on, so leaks cannot be told"
-        ) from None
-    return counts
+        )
+    return provenance
 
 
 def model_card(

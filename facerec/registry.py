@@ -29,13 +29,10 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from PIL import Image
 
 import facerec
-from facerec.data.align import AlignSettings
-from facerec.data.store import DataSettings, Store, open_store
-from facerec.embedder import FaceEmbedder, no_artifact_bars
-from facerec.intervals import paired_difference
-from facerec.metrics import retrieval
-from facerec.model_folder import ModelConfig, met, read_config
-from facerec.settings import InputError, one_line, validate
+from facerec.embedder import no_artifact_bars
+from facerec.model_folder import ModelConfig, read_config
+from facerec.promotion import beats
+from facerec.settings import InputError, one_line
 from facerec.tracking import patiently
 
 NAME = "model"
@@ -84,7 +81,10 @@ def log_model(folder: Path | str, run_id: str | None = None) -> ModelInfo:
 
 
 def signature() -> ModelSignature:
-    """What predict takes: `image`, or `image_a` and `image_b`, as base64, or within a process a path or bytes."""
+    """What predict takes: `image`, or `image_a` and `image_b`, as base64, or within a process a path or bytes.
+
+    It says nothing of what predict gives: MLflow has one schema, and embeddings and verdicts are two.
+    """
     columns = [ColSpec("string", name, required=False) for name in ("image", "image_a", "image_b")]
     params = [
         ParamSpec("far", "double", 1e-3),
@@ -158,13 +158,11 @@ def _version(run_id: str, name: str) -> str:
     """The registered version of a run's model, a new one where there is none."""
     client = MlflowClient()
     run = patiently(lambda: client.get_run(run_id))
-    quoted = name.replace("'", "")
     with _quiet():
-        uri = f"models:/{get_model_info(f'runs:/{run_id}/{NAME}').model_id}"
-        known = patiently(
-            lambda: client.search_model_versions(f"name='{quoted}' and run_id='{run_id}'")
-        )
-        same = [int(v.version) for v in known if v.source == uri]
+        info = patiently(lambda: get_model_info(f"runs:/{run_id}/{NAME}"))
+        uri = f"models:/{info.model_id}"
+        known = patiently(lambda: client.search_model_versions(f"run_id='{run_id}'"))
+        same = [int(v.version) for v in known if (v.name, v.source) == (name, uri)]
         if same:
             return str(max(same))
         version = patiently(lambda: mlflow.register_model(uri, name, tags=validation_tags(run)))
@@ -199,6 +197,8 @@ def _promote(run_id: str, name: str, version: str, alias: str, force: bool) -> R
     if not better:
         kept = f"{alias} stays on version {holder}: {reason}"
         return Registration(version, False, f"{name} version {version} registered; {kept}")
+    if not force and _holder(name, alias) != holder:  # somebody was faster while we compared
+        return _promote(run_id, name, version, alias, force)
     patiently(lambda: client.set_registered_model_alias(name, alias, version))
     before = f" from version {holder}" if holder else ""
     return Registration(
@@ -211,77 +211,6 @@ def _holder(name: str, alias: str) -> str | None:
     model = patiently(lambda: MlflowClient().get_registered_model(name))
     holder = model.aliases.get(alias)
     return None if holder is None else str(holder)
-
-
-def beats(challenger: str, champion: str, run_id: str) -> tuple[bool, str]:
-    """Whether one model is better than another on a run's validation pictures, and by how much.
-
-    Args:
-        challenger, champion: sources for FaceEmbedder.
-        run_id: the challenger's run; its parameters say where its data are.
-
-    Raises:
-        InputError: the data are gone or have changed, or a model cannot be loaded.
-    """
-    store = _validation_store(run_id)
-    rows = store.indices("val")
-    labels = store.labels[rows]
-    people = [store.names[i] for i in labels]
-    pictures = [store.picture_hashes[i] for i in rows]
-    models = {"it": FaceEmbedder.load(champion), "the new model": FaceEmbedder.load(challenger)}
-    for name, model in models.items():
-        seen = met(model.provenance, people, pictures)
-        if seen["train_people"] or seen["train_pictures"]:
-            return False, (
-                f"{name} was trained on {seen['train_people']} of the {seen['people']} validation people and "
-                f"{seen['train_pictures']} of their pictures, which flatters it; --force true moves it all the same"
-            )
-    paths = [store.root / store.paths[i] for i in rows]
-    found = [models[name].embed_usable(paths) for name in ("the new model", "it")]
-    both = sorted(set(found[0][1]) & set(found[1][1]))
-    try:
-        new, was = (
-            retrieval(embeddings[np.searchsorted(kept, both)], labels[both])
-            for embeddings, kept, _ in found
-        )
-    except ValueError:
-        raise InputError(
-            f"of the {len(rows)} validation pictures of run {run_id}, both models can use {len(both)}, and no two show "
-            "one person; --force true moves it all the same"
-        ) from None
-    gain = paired_difference(new.average_precision_at_r, was.average_precision_at_r, new.identity)
-    figures = (
-        f"val/map_at_r {new.figures()['map_at_r']:.4f} against {was.figures()['map_at_r']:.4f}"
-    )
-    verdict = "better" if gain.low > 0 else "not better for sure"
-    return gain.low > 0, (
-        f"{verdict}: {figures}, a gain of {gain.value:+.4f} with 95 % interval [{gain.low:+.4f}, {gain.high:+.4f}] on "
-        f"{len(new.probe)} pictures of {len(np.unique(new.identity))} people"
-    )
-
-
-class _RunData(DataSettings, AlignSettings):
-    """Of a run's parameters, those that its store was made from."""
-
-
-def _validation_store(run_id: str) -> Store:
-    """The data set that a run was trained on, as it was.
-
-    Raises:
-        InputError: gone, or changed since.
-    """
-    data = patiently(lambda: MlflowClient().get_run(run_id)).data
-    own = {
-        n: data.params[n]
-        for n in _RunData.model_fields
-        if n in data.params and n != "rebuild_store"
-    }
-    store = open_store(validate(_RunData, own, lambda key: f"parameter of run {run_id}"))
-    if data.tags.get("data.digest", store.digest) != store.digest:
-        raise InputError(
-            f"{store.root} is not what run {run_id} was trained on: its content has changed"
-        )
-    return store
 
 
 def _copy_package(target: Path) -> Path:

@@ -74,7 +74,7 @@ def keep_results(
         ):  # there already, where a run is resumed in vain
             log_model(folder / "model", run.id)
             run.tag({"model.sha256": weights})
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, ImportError) as error:  # ImportError: of a store's client
         raise run.kept(one_line(error)[:200]) from error
     say(f"model: runs:/{run.id}/model (epoch {int(best['epoch'])}); files in {folder}")
 

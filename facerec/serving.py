@@ -108,7 +108,8 @@ def _picture(value: Any, where: str) -> Any:
     if not isinstance(value, str):
         raise InputError(f"{where}: a {type(value).__name__}, where a picture is due")
     try:
-        return base64.b64decode(value.partition("base64,")[2] or value, validate=True)
+        text = "".join((value.partition("base64,")[2] or value).split())  # some tools wrap lines
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         if not served:
             return value

@@ -13,6 +13,7 @@ import types
 import typing
 import warnings
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
@@ -132,7 +133,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     Raises:
         InputError: if the file is missing, too large, not YAML, or not a flat mapping.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         where = "" if file.is_absolute() else f" in {Path.cwd()}"
         raise InputError(
@@ -211,6 +212,21 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 def one_line(error: BaseException) -> str:
     """An exception's message on one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def expanded(path: str | PathLike[str]) -> Path:
+    """The path with a leading `~` or `~user` put in; as it is where it exists so, or no such user does."""
+    path = Path(path)
+    try:
+        return path if path.exists() else path.expanduser()
+    except (OSError, RuntimeError, ValueError):
+        return path
+
+
+def shown(path: str | PathLike[str], longest: int = 200) -> str:
+    """A file's name for a message: control characters and broken encodings escaped, of a long one the end."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+    return text if len(text) <= longest else "…" + text[1 - longest :]
 
 
 class SettingsCommand(click.Command):

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from facerec.settings import MAX_RECIPE_BYTES, InputError, Settings, one_line, validate
+from facerec.settings import MAX_RECIPE_BYTES, InputError, Settings, expanded, one_line, validate
 from facerec.space import METRICS, Constraint, Parameter, Space
 
 SAMPLERS = ("tpe", "gp", "random")
@@ -34,7 +34,7 @@ def read_space(path: str, known: type[Settings]) -> Space:
     Raises:
         InputError: in one sentence, for whatever is wrong with it.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         where = "" if file.is_absolute() else f" in {Path.cwd()}"
         raise InputError(

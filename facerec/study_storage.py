@@ -8,7 +8,6 @@ import re
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -23,7 +22,7 @@ from optuna.storages.journal._file import get_lock_file
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
-from facerec.settings import InputError, one_line
+from facerec.settings import InputError, expanded, one_line
 
 PASSWORD = re.compile(r"(?<=:)[^:@/]*(?=@)")
 
@@ -61,7 +60,7 @@ def open_storage(
     """
     try:
         if "://" not in where:
-            path = Path(where).expanduser()
+            path = expanded(where)
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = (JournalFileOpenLock if os.name == "nt" else JournalFileSymlinkLock)(str(path))
             return JournalStorage(Journal(str(path), lock))

@@ -19,7 +19,7 @@ class Comparison:
 
     Attributes:
         similarity: cosine, in [-1, 1].
-        probability: that both show one person, if half of all pairs did, in (0, 1).
+        probability: that both show one person, if half of all pairs did, in [0, 1].
         same_person: whether `similarity` reaches `threshold`.
         threshold: lowest similarity accepted at `far`.
         far: share of the validation pairs of two people that are accepted.
@@ -60,7 +60,7 @@ def threshold_at(calibration: Mapping[str, Any], far: float) -> tuple[float, int
         entries = {number(e["far"]): e for e in calibration["thresholds"]}
         usable = {f: number(e["threshold"]) for f, e in entries.items() if e["measurable"] is True}
         pairs = int(number(calibration["impostor"]))
-    except (KeyError, TypeError, ValueError, OverflowError):
+    except (KeyError, TypeError, ValueError):
         raise InputError(
             "the model has no thresholds: its calibration.json does not hold them"
         ) from None
@@ -95,6 +95,12 @@ def number(value: Any) -> float:
     Raises:
         ValueError: anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{value!r} is no number")
-    return float(value)
+    try:
+        finite = float(value)
+    except OverflowError:
+        raise ValueError("a number beyond those of 64 bits") from None
+    if not math.isfinite(finite):
+        raise ValueError(f"{value!r} is not finite")
+    return finite

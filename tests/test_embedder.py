@@ -6,7 +6,9 @@ import io
 import json
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,11 @@ import torch
 from PIL import Image
 
 from facerec import FaceEmbedder
+from facerec.data import pictures
 from facerec.embedder import WEIGHTS
 from facerec.settings import InputError
-from tests.models import encoded, hostile_pictures, make_model, picture
+from facerec.verdict import judge
+from tests.models import CALIBRATION, encoded, hostile_pictures, make_model, picture
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,36 @@ def test_modes_and_rotation_of_pil_images(embedder: FaceEmbedder) -> None:
     assert np.allclose(both, both[2], atol=1e-5)
 
 
+def test_one_lazy_image_given_twice(embedder: FaceEmbedder) -> None:
+    for _ in range(5):
+        lazy = Image.open(io.BytesIO(encoded(picture(1, 600), "JPEG")))
+        assert embedder.similarity(lazy, lazy) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_pil_image_is_judged_by_its_pixels(embedder: FaceEmbedder, monkeypatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_FILE_BYTES", 1000)
+    assert embedder.embed(Image.fromarray(picture(1, 100))).shape == (1, 8)
+    frames = [Image.fromarray(picture(seed)) for seed in range(3)]
+    moving = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match="animated"):
+        embedder.embed(Image.open(io.BytesIO(moving)))
+
+
+def test_warnings_are_left_to_the_caller(embedder: FaceEmbedder) -> None:
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(embedder.embed, [encoded(picture(seed)) for seed in range(100)]))
+    assert list(warnings.filters) == before
+
+
+def test_faces_as_the_network_sees_them(embedder: FaceEmbedder) -> None:
+    shown = embedder.faces([picture(1), picture(2)])
+    assert np.allclose(embedder.embed_faces(shown), embedder.embed([picture(1), picture(2)]))
+    assert embedder.faces([picture(1)], side=100).shape == (1, 100, 100, 3)
+    with pytest.raises(InputError, match=r"\(N, 16, 16, 3\) uint8 is due"):
+        embedder.embed_faces(shown.astype(np.float32))
+
+
 def test_batches_and_flips(embedder: FaceEmbedder) -> None:
     pictures = [picture(seed) for seed in range(7)]
     whole = embedder.embed(pictures)
@@ -110,24 +144,45 @@ def test_verdicts(embedder: FaceEmbedder) -> None:
         embedder.judge(0.5, far=0.02)
 
 
+def test_a_name_that_begins_like_a_home(embedder: FaceEmbedder, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("~nobody.png").write_bytes(encoded(picture(1)))
+    assert embedder.embed("~nobody.png").shape == (1, 8)
+    assert embedder.gallery(".").names == ("~nobody",)
+    with pytest.raises(InputError, match=r"~nosuchuser/x.png: no such file"):
+        embedder.embed("~nosuchuser/x.png")
+    with pytest.raises(InputError, match="no such folder"):
+        FaceEmbedder.load("~nosuchuser/x", "cpu")
+
+
+def test_numbers_beyond_numbers(embedder: FaceEmbedder) -> None:
+    curve = {"slope": 10**400, "intercept": 0, "prior": 0.5}
+    with pytest.raises(InputError, match="has no curve"):
+        judge({**CALIBRATION, "probability": curve}, 0.1, 0.1)
+
+
 def test_identify_in_a_folder_and_a_mapping(embedder: FaceEmbedder, tmp_path: Path) -> None:
     gallery, outside = tmp_path / "gallery", tmp_path / "secret.png"
-    for name, seed in (("Ann/1.png", 1), ("Ann/2.png", 2), ("Bob.png", 3)):
+    for name, seed in (("Ann/1.png", 1), ("Ann/2.png", 2), ("Bob.png", 3), ("team/Cy/1.png", 4)):
         (gallery / name).parent.mkdir(parents=True, exist_ok=True)
         (gallery / name).write_bytes(encoded(picture(seed)))
     (gallery / "broken.jpg").write_bytes(b"no picture")
     outside.write_bytes(encoded(picture(9)))
     (gallery / "secret.png").symlink_to(outside)
     known = embedder.gallery(gallery)
-    assert sorted(known.names) == ["Ann", "Ann", "Bob"]
+    assert sorted(known.names) == ["Ann", "Ann", "Bob", "team/Cy"]
     assert len(known.skipped) == 1 and "not a picture" in known.skipped[0][1]
     matches = embedder.identify(picture(2), known)
     assert matches[0].name == "Ann" and matches[0].picture.endswith("2.png")
-    assert len(matches) == 2 and matches[0].similarity == pytest.approx(1, abs=1e-5)
+    assert len(matches) == 3 and matches[0].similarity == pytest.approx(1, abs=1e-5)
     assert (
         embedder.identify(picture(3), {"Ann": [picture(1)], "Bob": picture(3)}, top=1)[0].name
         == "Bob"
     )
+    with pytest.raises(InputError, match="top=0"):
+        embedder.identify(picture(2), known, top=0)
+    with pytest.raises(InputError, match="another model"):
+        embedder.identify(picture(2), replace(known, model="f" * 64))
     with pytest.raises(InputError, match="no such folder"):
         embedder.identify(picture(1), tmp_path / "nowhere")
     with pytest.raises(InputError, match="empty"):

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from facerec.model_folder import met, model_card, provenance, read_model, write_model
+from facerec.model_folder import read_model, write_model
+from facerec.provenance import met, model_card, provenance
 from facerec.settings import InputError
 from tests.models import CALIBRATION, make_model, recipe, seen
 

@@ -62,8 +62,19 @@ def test_a_gallery(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = json.loads(ask(capsys, **who, top=2, json="true"))
     assert answer["matches"][0]["name"] == "person 2" and len(answer["matches"]) == 2
     assert answer["people"] == 3 and answer["skipped"][0]["picture"].endswith("broken.jpg")
+    assert answer["pictures"] == 3 and answer["stranger_accepted_at_most"] == pytest.approx(3e-3)
     told = ask(capsys, **who)
+    assert "up to 0.003 of searches" in told
     assert "person 2" in told.splitlines()[1] and "broken.jpg: not a picture" in told
+
+
+def test_a_file_name_cannot_write_on_the_terminal(world: Path, capsys) -> None:
+    (world / "gallery" / "a\nb\x1b[31m.png").write_bytes(encoded(picture(7)))
+    told = ask(capsys, gallery="gallery", probe="one.png")
+    assert "a\\nb\\x1b[31m" in told and "\x1b" not in told
+    with pytest.raises(InputError) as caught:
+        ask(capsys, a="one.png", b="no\nsuch.png")
+    assert "no\\nsuch.png: no such file" in str(caught.value)
 
 
 @pytest.mark.parametrize(

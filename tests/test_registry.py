@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import torch
 from mlflow.exceptions import MlflowException
 
 from facerec import FaceEmbedder
+from facerec.data.pictures import PictureError
 from facerec.data.store import open_store
 from facerec.model.network import build_network
 from facerec.model_folder import write_model
@@ -81,6 +83,10 @@ def test_a_logged_model_answers_like_the_folder(
     assert model.predict(pd.DataFrame({"image": [text(Path(p).read_bytes()) for p in paths]})) == (
         pytest.approx(expected, abs=1e-6)
     )
+    wrapped = base64.encodebytes(Path(paths[0]).read_bytes()).decode()
+    assert model.predict(pd.DataFrame({"image": [wrapped]})) == pytest.approx(
+        expected[:1], abs=1e-6
+    )
     assert model.predict(model.input_example).shape == (1, 8)
     far = "far/" * 20 + "nowhere"  # a path that could be base64 but for its length
     for bad, told in (
@@ -92,6 +98,11 @@ def test_a_logged_model_answers_like_the_folder(
         with pytest.raises(MlflowException, match=told) as caught:
             model.predict(pd.DataFrame(bad))
         assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+
+    with monkeypatch.context() as behind_a_server_of_ones_own:
+        behind_a_server_of_ones_own.setenv("FACEREC_SERVING", "1")
+        with pytest.raises(MlflowException, match="no paths or URLs"):
+            model.predict(pd.DataFrame({"image": [paths[0]]}))
 
     monkeypatch.setenv("MLFLOW_ALLOW_MODEL_CODE_EXECUTION", "false")
     embedder = FaceEmbedder.load(f"runs:/{run_id}/model", "cpu")
@@ -159,10 +170,10 @@ def test_the_requirements_suffice(tmp_path: Path) -> None:
 
 @pytest.fixture
 def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Parameters of runs on people who are told apart by colour: 24 of them with 4 pictures each."""
+    """Parameters of runs on people who are told apart by colour: 160 of them with 4 pictures each."""
     monkeypatch.setenv("FACEREC_CACHE", str(tmp_path / "cache"))
     noise = np.random.default_rng(0)
-    for person in range(24):
+    for person in range(160):
         for number in range(4):
             shade = picture(person) // 2 + noise.integers(0, 60, (40, 40, 3), np.uint8)
             path = tmp_path / "faces" / f"person {person}" / f"{number}.png"
@@ -207,6 +218,43 @@ def test_the_alias_goes_to_the_better_model(tmp_path: Path, faces: dict[str, str
     assert FaceEmbedder.load("models:/faces@champion", "cpu").config.network.backbone == "resnet18"
     assert register(blind, "faces", "champion", force=True).promoted
     assert str(client.get_model_version_by_alias("faces", "champion").version) == first.version
+
+
+def test_few_people_decide_nothing(tmp_path: Path, faces: dict[str, str]) -> None:
+    for person in range(40, 160):
+        shutil.rmtree(tmp_path / "faces" / f"person {person}")
+    register(trained(tmp_path / "blind", faces, blind=True), "faces", "champion")
+    done = register(trained(tmp_path / "sighted", faces, blind=False), "faces", "champion")
+    assert not done.promoted and "too few to tell, 20 are needed" in done.told
+
+
+def test_a_model_that_refuses_pictures_does_not_take_over(
+    tmp_path: Path, faces: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(trained(tmp_path / "blind", faces, blind=True), "faces", "champion")
+    picky = trained(tmp_path / "sighted", faces, blind=False)
+    embed_usable, calls = FaceEmbedder.embed_usable, []
+
+    def choosy(self, pictures):
+        embeddings, kept, failed = embed_usable(self, pictures)
+        calls.append(len(kept))
+        if len(calls) > 1:  # the champion
+            return embeddings, kept, failed
+        refused = {i: PictureError("no face") for i in kept[::10]}
+        left = [i for i in kept if i not in refused]
+        return embeddings[left], left, refused
+
+    monkeypatch.setattr(FaceEmbedder, "embed_usable", choosy)
+    done = register(picky, "faces", "champion")
+    assert not done.promoted and re.search(r"cannot use \d+ of the \d+ validation", done.told)
+
+
+def test_a_name_with_a_quote_is_another_name(tmp_path: Path, faces: dict[str, str]) -> None:
+    run_id = trained(tmp_path / "blind", faces, blind=True)
+    register(run_id, "obrien")
+    register(run_id, "o'brien")
+    names = {m.name for m in mlflow.MlflowClient().search_registered_models()}
+    assert names == {"obrien", "o'brien"}
 
 
 def test_a_champion_that_has_met_the_people_stays(tmp_path: Path, faces: dict[str, str]) -> None:

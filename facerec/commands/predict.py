@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from facerec.settings import InputError, Settings, one_line
+from facerec.settings import InputError, Settings, expanded, one_line, shown
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that `json` is a deprecated method of pydantic's too
@@ -43,7 +43,7 @@ with warnings.catch_warnings():
             1e-3,
             gt=0,
             lt=1,
-            description="False accept rate of the verdict: 0.1, 0.01, 0.001, 0.0001.",
+            description="False accept rate of one comparison: 0.1, 0.01, 0.001, 0.0001.",
         )
         flip: bool = Field(False, description="Average with the mirrored picture; twice the time.")
         align: Literal["auto", "none"] = Field(
@@ -86,6 +86,10 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
     if isinstance(data, dict) and data.get("name") == "demo":
         print("facerec: this model knows rendered people alone, not photographs", file=sys.stderr)
     answer = compare(embedder, settings) if pair else identify(embedder, settings)
+    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+        from mlflow import MlflowClient
+
+        MlflowClient().log_dict(run_id, answer, "answer.json")
     print(json.dumps(answer) if settings.json else in_words(answer))
 
 
@@ -95,7 +99,7 @@ def compare(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
     verdict = embedder.compare(a, b, settings.far, **how(settings))
     answer = {"a": a, "b": b, **verdict.as_dict()}
     if settings.picture:
-        side_by_side([a, b], settings.picture)
+        side_by_side([a, b], settings.picture, embedder, settings)
     return answer
 
 
@@ -106,11 +110,13 @@ def identify(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
     gallery = embedder.gallery(folder, **how(settings))
     matches = embedder.identify(probe, gallery, settings.top, **how(settings))
     if settings.picture:
-        side_by_side([probe, *(m.picture for m in matches)], settings.picture)
+        side_by_side([probe, *(m.picture for m in matches)], settings.picture, embedder, settings)
     return {
         "probe": probe,
         "gallery": folder,
         "people": len(set(gallery.names)),
+        "pictures": len(gallery.names),
+        "stranger_accepted_at_most": min(1.0, settings.far * len(gallery.names)),
         "matches": [
             {
                 "name": m.name,
@@ -133,11 +139,17 @@ def in_words(answer: dict[str, Any]) -> str:
             f"(from {answer['impostor_pairs']:,} validation pairs of two people)\n"
             f"probability  {answer['probability']:.4f}, if half of all pairs show one person"
         )
-    lines = [f"of {answer['people']} people, most like {answer['probe']}:"]
+    lines = [f"of {answer['people']} people, most like {shown(answer['probe'])}:"]
     for match in answer["matches"]:
         verdict = "same person" if match["same_person"] else "below the threshold"
         numbers = f"{match['similarity']:.4f}  {match['probability']:.4f}"
-        lines.append(f"{numbers}  {verdict:19}  {match['name']}  ({match['picture']})")
+        name, picture = shown(match["name"]), shown(match["picture"])
+        lines.append(f"{numbers}  {verdict:19}  {name}  ({picture})")
+    chance = f"{answer['stranger_accepted_at_most']:.2g}"
+    lines.append(
+        f"The threshold is that of one comparison; among {answer['pictures']:,} pictures it takes a stranger for "
+        f"somebody in up to {chance} of searches."
+    )
     lines += [f"skipped {s['reason']}" for s in answer["skipped"]]
     return "\n".join(lines)
 
@@ -158,19 +170,33 @@ def located(path: str) -> str:
     return str(launch_folder() / path)
 
 
-def side_by_side(paths: list[str], target: str, side: int = 256) -> None:
-    """Writes pictures in a row.
+def side_by_side(
+    paths: list[str], target: str, embedder: Any, settings: PredictSettings, side: int = 256
+) -> None:
+    """Writes the faces in a row, as the network sees them but for their size.
 
     Raises:
         InputError: a picture cannot be read, or the file cannot be written.
     """
+    import io
+
     import numpy as np
     from PIL import Image
 
-    from facerec.data.pictures import decode, to_face
+    from facerec.data.files import write_bytes
 
-    row = np.concatenate([to_face(decode(Path(p)), side, 1.0) for p in paths], axis=1)
+    path = expanded(target)
+    if os.environ.get("MLFLOW_RUN_ID"):
+        from facerec.tracking import launch_folder
+
+        path = launch_folder() / path
+    faces = embedder.faces(paths, side=side, align=settings.align, choice=settings.choice)
+    file = io.BytesIO()
     try:
-        Image.fromarray(row).save(target)
-    except (OSError, ValueError) as error:
-        raise InputError(f"picture={target} cannot be written: {one_line(error)}") from None
+        kind = Image.registered_extensions()[path.suffix.lower()]
+        Image.fromarray(np.concatenate(list(faces), axis=1)).save(file, kind)
+    except (KeyError, OSError, ValueError) as error:
+        raise InputError(f"picture={target}: no format of pictures: {one_line(error)}") from None
+    if not path.parent.is_dir():
+        raise InputError(f"picture={target}: there is no folder {path.parent}")
+    write_bytes(path, file.getvalue())

@@ -25,7 +25,7 @@ from facerec.data.store import Store, open_store
 from facerec.interrupt import Stopped
 from facerec.page import write_html
 from facerec.registry import register
-from facerec.settings import InputError, as_params, canonical, resolve, validate
+from facerec.settings import InputError, as_params, canonical, expanded, resolve, validate
 from facerec.space import Space
 from facerec.space_file import NOT_SEARCHED, read_space
 from facerec.study import DONE, count, open_study, wait_for
@@ -207,7 +207,7 @@ def record(
     if config:
         mlflow_run.log_params({"config": config})
     mlflow_run.log_data(store, "tuning")
-    mlflow_run.log_file(Path(settings.space).expanduser())
+    mlflow_run.log_file(expanded(settings.space))
 
 
 def search(job: Job) -> None:

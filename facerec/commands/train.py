@@ -33,6 +33,7 @@ from facerec.metrics import retrieval
 from facerec.model.network import NetworkSettings, build_network, check_sizes, parameter_count
 from facerec.model.scan import resolve_backend
 from facerec.objective import Objective, ObjectiveSettings, check_objective
+from facerec.provenance import checked
 from facerec.registry import register
 from facerec.results import keep_results
 from facerec.resume import Resumed, alone, asked_to_resume, find, settings_of_checkpoint
@@ -239,9 +240,10 @@ def start_from(network: nn.Module, source: str) -> dict[str, Any]:
     """Loads the weights of the model `source` into `network`; returns its provenance.
 
     Raises:
-        InputError: if that model is another network.
+        InputError: if that model is another network, or does not say whom it has met.
     """
     model = FaceEmbedder.load(source, "cpu")
+    checked(model.provenance)
     try:
         network.load_state_dict(model.network.state_dict())
     except RuntimeError as error:

@@ -125,11 +125,11 @@ def find_faces(picture: np.ndarray) -> list[FoundFace]:
     small = cv2.resize(picture, (width, height), interpolation=how)
     if min(height, width) < MIN_FACE:
         return []
-    try:
-        with _detector() as detector:
+    with _detector() as detector:
+        try:
             found = detector.detect_faces(small)
-    except (ValueError, IndexError, AttributeError, cv2.error):  # of a candidate at the border
-        return []
+        except (ValueError, IndexError, AttributeError, cv2.error):  # of a candidate at the border
+            return []
     names = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
     faces = [
         FoundFace(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from os import PathLike
 from pathlib import Path
 from typing import Any, Union
@@ -10,8 +9,8 @@ from typing import Any, Union
 import numpy as np
 from PIL import Image
 
-from facerec.data.pictures import MIN_SIDE, PictureError, decode
-from facerec.settings import one_line
+from facerec.data.pictures import MIN_SIDE, PictureError, decode, from_pil
+from facerec.settings import expanded, shown
 
 Picture = Union[str, "PathLike[str]", bytes, Image.Image, np.ndarray]
 
@@ -26,7 +25,7 @@ def is_picture(value: Any) -> bool:
 def label(picture: Picture, index: int) -> str:
     """What to call a picture in a message: its path, or its place."""
     if isinstance(picture, (str, PathLike)):
-        return str(picture)[:200]
+        return shown(picture)
     return f"picture {index + 1}"
 
 
@@ -37,11 +36,11 @@ def pixels(picture: Picture) -> np.ndarray:
         PictureError: it cannot be used.
     """
     if isinstance(picture, (str, PathLike)):
-        return _from_path(Path(picture) if "://" in str(picture) else Path(picture).expanduser())
+        return _from_path(Path(picture) if "://" in str(picture) else expanded(picture))
     if isinstance(picture, (bytes, bytearray)):
         return decode(bytes(picture))
     if isinstance(picture, Image.Image):
-        return _from_pil(picture)
+        return from_pil(picture)
     if not isinstance(picture, np.ndarray):
         kind = type(picture).__name__
         raise PictureError(f"a {kind}, where a path, bytes, PIL image or uint8 array is due")
@@ -63,15 +62,3 @@ def _from_path(path: Path) -> np.ndarray:
         if str(error) == "no such file" and not path.is_absolute():
             raise PictureError(f"no such file in {Path.cwd()}") from None
         raise
-
-
-def _from_pil(image: Image.Image) -> np.ndarray:
-    """Through the same door as a file, so that modes, alpha and EXIF rotation are treated alike."""
-    file = io.BytesIO()
-    try:
-        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"):
-            image = image.convert("RGB")
-        image.save(file, "PNG", compress_level=0, exif=image.getexif())
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PictureError(f"damaged: {one_line(error)[:120]}") from None
-    return decode(file.getvalue())

@@ -11,7 +11,9 @@ import contextlib
 import io
 import os
 import stat
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -47,6 +49,11 @@ SUFFIXES = frozenset(
 )
 
 
+# Of odd metadata, each harmless or raised as well. For good: catch_warnings would take other threads' filters.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+_one_at_a_time = threading.Lock()
+
+
 class PictureError(InputError):
     """A picture that cannot be used; the message is the one reason."""
 
@@ -71,10 +78,25 @@ def decode(source: bytes | Path) -> np.ndarray:
         raise PictureError("the file is empty")
     if len(data) > MAX_FILE_BYTES:
         raise PictureError(f"{len(data) / 2**20:.0f} MiB, more than {MAX_FILE_BYTES >> 20} MiB")
+    with _in_a_sentence():
+        return _pixels(_open(data))
+
+
+def from_pil(image: Image.Image) -> np.ndarray:
+    """As `decode`, of a PIL image, whose file need not have been read yet.
+
+    One at a time: two threads that read one image's file would disturb each other.
+    """
+    with _one_at_a_time, _in_a_sentence():
+        image = _checked(image)
+        return _pixels(image.convert("RGB") if image.mode == "F" else image)
+
+
+@contextlib.contextmanager
+def _in_a_sentence() -> Iterator[None]:
+    """Whatever Pillow raises on hostile bytes becomes a PictureError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata: each is either harmless or raised
-            return _pixels(_open(data))
+        yield
     except PictureError:
         raise
     except Image.DecompressionBombError:
@@ -141,10 +163,14 @@ def to_face(picture: np.ndarray, image_size: int, crop: float) -> np.ndarray:
 def _open(data: bytes) -> Image.Image:
     """Header only; refuses what must not be decoded."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        return _checked(Image.open(io.BytesIO(data), formats=FORMATS))
     except Image.UnidentifiedImageError:
         kinds = "JPEG, PNG, WebP, BMP, TIFF, PPM or GIF"
         raise PictureError(f"not a picture, or none of {kinds}") from None
+
+
+def _checked(image: Image.Image) -> Image.Image:
+    """The same, if what its header says can be taken."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise PictureError(f"gigantic: {width:,} x {height:,}, more than {MAX_PIXELS:,} pixels")

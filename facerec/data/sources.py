@@ -18,7 +18,7 @@ import platformdirs
 
 from facerec.data import archives
 from facerec.data.pictures import SUFFIXES
-from facerec.settings import InputError
+from facerec.settings import InputError, expanded
 
 LFW_FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")
 LFW_ARCHIVES = ("lfw-funneled.tgz", "lfw-deepfunneled.tgz", "lfw.tgz")
@@ -62,7 +62,7 @@ def cache_folder(cache: str | os.PathLike | None = None) -> Path:
     chosen = (
         cache or os.environ.get("FACEREC_CACHE") or platformdirs.user_cache_dir("facerec", False)
     )
-    return Path(chosen).expanduser().absolute()
+    return expanded(chosen).absolute()
 
 
 def find_faces(data: str, cache: str | os.PathLike | None = None) -> FaceList:
@@ -122,7 +122,7 @@ def _existing(data: str) -> Path:
         raise InputError(
             f"data={data} is a URL: download it first and give the path of the folder."
         )
-    path = Path(data).expanduser()
+    path = expanded(data)
     try:
         if path.exists():
             return path.resolve()

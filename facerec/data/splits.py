@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from facerec.data.sources import inside, lfw_pictures, read_csv
-from facerec.settings import InputError
+from facerec.settings import InputError, expanded
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ def pairs_csv(path: Path | str) -> list[Pair]:
     Raises:
         InputError: unreadable, a line that is no pair, or a path that leaves the folder by `..`.
     """
-    path = Path(path).expanduser().absolute()
+    path = expanded(path).absolute()
     truth = dict.fromkeys(("1", "true", "yes"), True)
     truth |= dict.fromkeys(("0", "false", "no"), False)
     pairs = []
