@@ -12,10 +12,12 @@ Axes: N pictures, E embedding, G gallery.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import partial
 from itertools import count
 from os import PathLike
@@ -25,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from facerec.data.align import CHOICES, face
+from facerec.data.align import CHOICES, FRAMES, face
 from facerec.data.batches import to_input
 from facerec.data.inputs import Picture, is_picture, label, pixels
 from facerec.data.pictures import PictureError
@@ -33,6 +35,7 @@ from facerec.gallery import Gallery, Match, gallery_files
 from facerec.model_folder import WEIGHTS as WEIGHTS_FILE
 from facerec.model_folder import LoadedModel, ModelConfig, read_model
 from facerec.settings import InputError, expanded, one_line
+from facerec.urls import without_password
 from facerec.verdict import Comparison, judge
 
 BATCH = 64
@@ -40,6 +43,7 @@ DECODERS = 2  # threads that read pictures for one call
 SHIPPED = ("pretrained", "pretrained-lfw")
 WEIGHTS = Path(__file__).parent / "weights"  # of the shipped models
 URIS = ("runs:/", "models:/")
+URI = re.compile(r"runs:/[^/@]+/[^@]+|models:/[^/@]+(@[^/@]+|/[^/@]+)|models:/m-[^/@]+")
 MODEL_FOLDER = "artifacts/face_model"  # where registry.py puts it within the MLflow model
 
 
@@ -85,7 +89,10 @@ class FaceEmbedder:
             )
         if text in SHIPPED:
             return cls(read_model(_shipped(text)), where)
-        return cls(read_model(expanded(source)), where)
+        folder = expanded(source)
+        if not folder.exists() and (near := get_close_matches(text, SHIPPED, 1, 0.8)):
+            raise InputError(f"model {text}: there is no such folder; did you mean {near[0]}?")
+        return cls(read_model(folder), where)
 
     def embed(
         self,
@@ -102,7 +109,8 @@ class FaceEmbedder:
             images: one picture or several, of mixed kinds: a path, the bytes of a picture file, a PIL image, or a
                 (H, W, 3) uint8 RGB array.
             flip: average with the mirrored picture's embedding; twice the time.
-            align: `auto` brings faces into place as in training, `none` where that has been done already.
+            align: `auto` treats pictures as in training; `none`: faces have been brought into place already; `find`:
+                the face is found and the picture framed as the training pictures were, whatever it shows else.
             choice: which face, where several are found: `largest`, `central`, `only` to refuse, `auto` as in training.
             batch_size: pictures at a time.
 
@@ -175,9 +183,9 @@ class FaceEmbedder:
         Raises:
             InputError: as of `embed`.
         """
-        settings = self._settings(align, choice)
+        settings, frame = self._settings(align, choice)
         settings = settings.model_copy(update={"image_size": side or settings.image_size})
-        faces = [_face(picture, i, settings) for i, picture in enumerate(images)]
+        faces = [_face(picture, i, settings, frame) for i, picture in enumerate(images)]
         for found in faces:
             if isinstance(found, PictureError):
                 raise found
@@ -249,8 +257,10 @@ class FaceEmbedder:
             how: as in `embed`.
 
         Raises:
-            InputError: a picture cannot be used, or another model has embedded the gallery.
+            InputError: a picture cannot be used, there are several probes, or another model has embedded the gallery.
         """
+        if not is_picture(probe):
+            raise InputError(f"a {type(probe).__name__}, where one probe is due")
         known = gallery if isinstance(gallery, Gallery) else self.gallery(gallery, **how)
         if known.model != self._weights:
             raise InputError("the gallery was embedded by another model: make it with this one")
@@ -279,7 +289,8 @@ class FaceEmbedder:
         """See `embed_usable`; without `keep_going` it ends at the first bad picture."""
         several = isinstance(images, Iterable) and not is_picture(images)
         pictures = list(images) if several else [images]
-        cut = partial(_face, settings=self._settings(align, choice))
+        settings, frame = self._settings(align, choice)
+        cut = partial(_face, settings=settings, frame=frame)
         rows = [np.empty((0, self.config.network.embedding_dim), np.float32)]
         kept: list[int] = []
         failed: dict[int, PictureError] = {}
@@ -296,19 +307,31 @@ class FaceEmbedder:
                     rows.append(self.embed_faces(np.stack([faces[i] for i in usable]), flip=flip))
         return np.concatenate(rows), kept, failed
 
-    def _settings(self, align: str, choice: str) -> ModelConfig:
-        """How to cut out a face: as in training, but for what is asked otherwise."""
-        if align not in ("auto", "none", self.config.align):
+    def _settings(self, align: str, choice: str) -> tuple[ModelConfig, str | None]:
+        """How to cut out a face: as in training, but for what is asked otherwise; and the frame to bring it into."""
+        trained = self.config.align
+        if align not in ("auto", "none", "find", trained):
             raise InputError(
-                f"align={align}: auto or none is due; it was trained with {self.config.align}"
+                f"align={align}: auto, none or find is due; it was trained with {trained}"
             )
         if choice not in ("auto", *CHOICES):
             raise InputError(f"choice={choice}: auto, {', '.join(CHOICES)} are due")
-        if choice != "auto" and "none" in (align, self.config.align):
+        if choice != "auto" and (align == "none" or (align != "find" and trained == "none")):
             raise InputError(f"choice={choice}: without alignment no face is looked for")
-        asked = {"align": align, "face_choice": choice}
+        asked = {"align": trained if align == "find" else align, "face_choice": choice}
         changes = {name: value for name, value in asked.items() if value != "auto"}
-        return self.config.model_copy(update=changes)
+        frame = self._frame() if align == "find" and trained == "none" else None
+        return self.config.model_copy(update=changes), frame
+
+    def _frame(self) -> str:
+        """How the training pictures were framed."""
+        data = self.provenance.get("data")
+        name = data.get("name") if isinstance(data, dict) else None
+        if name not in FRAMES:
+            raise InputError(
+                f"align=find: how the pictures of {name or 'the training'} were framed is not known; use auto"
+            )
+        return name
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -316,10 +339,12 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.clip(a @ b, -1, 1))
 
 
-def _face(picture: Picture, index: int, settings: ModelConfig) -> np.ndarray | PictureError:
+def _face(
+    picture: Picture, index: int, settings: ModelConfig, frame: str | None
+) -> np.ndarray | PictureError:
     """(S, S, 3) uint8, what the network sees of a picture; or why it sees nothing."""
     try:
-        return face(pixels(picture), settings)
+        return face(pixels(picture), settings, frame)
     except PictureError as error:
         return PictureError(f"{label(picture, index)}: {error}")
 
@@ -365,16 +390,19 @@ def no_artifact_bars() -> Iterator[None]:
 
 def _fetch(uri: str, folder: str) -> Path:
     """Download the model folder of a model in MLflow into `folder`; its code is neither fetched nor run."""
+    if not URI.fullmatch(uri):
+        raise InputError(
+            f"model {uri}: runs:/RUN_ID/model, models:/NAME@ALIAS or models:/NAME/VERSION is due"
+        )
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    artifact = f"{uri.rstrip('/')}/{MODEL_FOLDER}"
+    from facerec.tracking import few_retries
+
     try:
-        with no_artifact_bars():
-            path = mlflow.artifacts.download_artifacts(artifact, dst_path=folder)
-    except (MlflowException, OSError) as error:
-        tracking = mlflow.get_tracking_uri()
-        raise InputError(
-            f"model {uri} cannot be fetched from {tracking}: {one_line(error)[:300]}"
-        ) from None
+        with no_artifact_bars(), few_retries():
+            path = mlflow.artifacts.download_artifacts(f"{uri}/{MODEL_FOLDER}", dst_path=folder)
+    except (MlflowException, OSError, ImportError) as error:  # ImportError: of a store's client
+        reason = f"from {mlflow.get_tracking_uri()}: {one_line(error)[:300]}"
+        raise InputError(f"model {uri} cannot be fetched {without_password(reason)}") from None
     return Path(path)

@@ -1,7 +1,8 @@
 """What a training minimises: a loss and a miner by name, those of pytorch-metric-learning; or a teacher's embeddings.
 
 Margins have the unit of their loss: Euclidean distance of unit embeddings for `triplet`, cosine for `cosface`,
-radians for `arcface` and `subcenter_arcface`. A miner and its loss share the one margin.
+radians for `arcface` and `subcenter_arcface`. The triplet loss and its miner share the one margin; miners of triplets
+have MINER_MARGIN where they pick pairs for `multi_similarity` and `supcon`.
 
 Axes: B batch, E embedding_dim.
 """
@@ -50,7 +51,8 @@ class ObjectiveSettings(Settings):
     )
     miner: Literal["all", "semihard", "hard", "batch_hard", "multi_similarity", "none"] = Field(
         "all",
-        description="Which triplets or pairs of a batch count; ignored by distill and the losses over all identities.",
+        description="Which triplets or pairs of a batch count (all: of a pair loss every pair); distill and the losses "
+        "over all identities ignore it.",
     )
     margin: float | None = Field(
         None,

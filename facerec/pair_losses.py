@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facerec.mining import pairs_that_count, triplets_left_out
+from facerec.mining import TRIPLETS_LEFT_OUT, look_at, pairs_that_count
 
 ALPHA, BETA, BASE = 2.0, 50.0, 0.5  # of the multi-similarity loss
 
@@ -21,7 +21,7 @@ class TripletLoss(nn.Module):
 
     Args:
         margin: Euclidean distance of unit embeddings, for mining and for the loss.
-        miner: see `triplets_left_out`.
+        miner: of TRIPLETS_LEFT_OUT.
     """
 
     def __init__(self, margin: float, miner: str) -> None:
@@ -36,12 +36,10 @@ class TripletLoss(nn.Module):
             labels: (B,) identities.
             pairs: (2, P) positions of anchors and of positives, see `positive_pairs`.
         """
-        distances = torch.cdist(embeddings, embeddings)
+        batch = look_at(embeddings, labels, pairs, self.margin)
         with torch.no_grad():
-            left_out = triplets_left_out(self.miner, self.margin, distances, labels, pairs)
-        anchors, positives = pairs
-        gap = distances[anchors] - distances[anchors, positives][:, None]  # (P, B)
-        losses = F.relu(self.margin - gap).masked_fill(left_out, 0.0)
+            left_out = TRIPLETS_LEFT_OUT[self.miner](batch)
+        losses = F.relu(self.margin - batch.gap()).masked_fill(left_out, 0.0)  # (P, B)
         return mean_of_positive(losses), (~left_out).sum()
 
 
@@ -61,8 +59,8 @@ class PairLoss(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """(loss, over how many pairs of one person's pictures), two scalars; arguments as of `TripletLoss`."""
         with torch.no_grad():
-            distances = torch.cdist(embeddings, embeddings)
-            positive, negative = pairs_that_count(self.miner, self.margin, distances, labels, pairs)
+            batch = look_at(embeddings, labels, pairs, self.margin)
+            positive, negative = pairs_that_count(self.miner, batch)
         cosine = embeddings @ embeddings.T
         if self.name == "multi_similarity":
             loss = multi_similarity(cosine, positive, negative)

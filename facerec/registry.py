@@ -10,6 +10,7 @@ import base64
 import importlib.metadata
 import io
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from facerec.settings import InputError, one_line
 from facerec.tracking import patiently
 
 NAME = "model"
+ALIAS, RESERVED = re.compile(r"[\w-]{1,255}"), re.compile(r"latest|v\d+", re.IGNORECASE)
 # What the code under the model imports. MLflow's own guess would load the model in another process: half a minute.
 LIBRARIES = (
     *(
@@ -88,6 +90,7 @@ def signature() -> ModelSignature:
     columns = [ColSpec("string", name, required=False) for name in ("image", "image_a", "image_b")]
     params = [
         ParamSpec("far", "double", 1e-3),
+        ParamSpec("flip", "boolean", False),
         ParamSpec("align", "string", "auto"),
         ParamSpec("choice", "string", "auto"),
     ]
@@ -138,6 +141,10 @@ def register(
     Raises:
         InputError: no such run, no model in it, an illegal name or alias, or the comparison cannot be made.
     """
+    if alias is not None and not (ALIAS.fullmatch(alias) and not RESERVED.fullmatch(alias)):
+        raise InputError(
+            f"alias={alias}: letters, digits, - and _ are due; latest and v1, v2 ... are reserved"
+        )
     try:
         version = _version(run_id, name)
     except (MlflowException, OSError) as error:

@@ -48,7 +48,8 @@ class FaceModel(PythonModel):
 
         Args:
             model_input: DataFrame with `image`, or with `image_a` and `image_b`; up to 1024 rows.
-            params: `far`, the false accept rate of a verdict; `align`, `auto` or `none`; `choice` of the face.
+            params: `far`, the false accept rate of a verdict; `flip`, `align` and `choice` as FaceEmbedder.embed
+                takes them.
 
         Returns:
             (N, E) float32 for `image`; a DataFrame of similarity, probability, same_person for pairs.
@@ -63,7 +64,11 @@ class FaceModel(PythonModel):
             raise MlflowException.invalid_parameter_value(str(error)) from None
 
     def _predict(self, frame: Any, params: dict[str, Any]) -> Any:
-        how = {name: params[name] for name in ("align", "choice") if params.get(name) is not None}
+        how = {
+            name: params[name]
+            for name in ("flip", "align", "choice")
+            if params.get(name) is not None
+        }
         columns = _columns(frame)
         if len(columns) == 1:
             return self._embed(columns[0], how)

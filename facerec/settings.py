@@ -226,7 +226,7 @@ def expanded(path: str | PathLike[str]) -> Path:
 def shown(path: str | PathLike[str], longest: int = 200) -> str:
     """A file's name for a message: control characters and broken encodings escaped, of a long one the end."""
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
-    return text if len(text) <= longest else "…" + text[1 - longest :]
+    return (text or "''") if len(text) <= longest else "…" + text[1 - longest :]
 
 
 class SettingsCommand(click.Command):

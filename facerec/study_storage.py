@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable
@@ -23,8 +21,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from facerec.settings import InputError, expanded, one_line
-
-PASSWORD = re.compile(r"(?<=:)[^:@/]*(?=@)")
+from facerec.urls import with_driver, without_password
 
 
 class Journal(JournalFileBackend):
@@ -67,7 +64,7 @@ def open_storage(
         return open_database(with_driver(where), heartbeat, on_stale)
     except Exception as error:  # each database driver has errors of its own
         raise InputError(
-            f"storage {without_password(where)} cannot be opened: {PASSWORD.sub('***', one_line(error))[:300]}"
+            f"storage {without_password(where)} cannot be opened: {without_password(one_line(error))[:300]}"
         ) from error
 
 
@@ -91,22 +88,6 @@ def open_database(
                 raise
         time.sleep(1)
     raise AssertionError("unreachable")
-
-
-def with_driver(url: str) -> str:
-    """A PostgreSQL URL that names the driver that is installed. Raises InputError where there is none."""
-    scheme, rest = url.split("://", 1)
-    if scheme not in ("postgresql", "postgres"):
-        return url
-    for driver in ("psycopg2", "psycopg"):
-        if importlib.util.find_spec(driver):
-            return f"postgresql+{driver}://{rest}"
-    raise InputError("PostgreSQL needs a driver: pip install 'facerec[postgres]'")
-
-
-def without_password(where: str) -> str:
-    """A storage's URL as it may be shown and logged."""
-    return PASSWORD.sub("***", where) if "://" in where else where
 
 
 def make_sampler(name: str, seed: int, conditional: bool) -> optuna.samplers.BaseSampler:

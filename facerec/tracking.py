@@ -24,6 +24,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient, fluent
 from pydantic import Field
+from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from facerec.data.files import disk_told
@@ -31,6 +32,7 @@ from facerec.data.store import Store
 from facerec.interrupt import held, stop_at_once
 from facerec.outbox import Entry, Outbox
 from facerec.settings import InputError, Settings, as_params, canonical, one_line
+from facerec.urls import with_driver, without_password
 
 BUSY_SECONDS = 60
 END_SECONDS = 20  # that the end of a training waits for a tracking server that is away
@@ -56,7 +58,7 @@ class TrackingSettings(Settings):
 
 
 def absolute_tracking_uri() -> None:
-    """Makes a relative sqlite URI absolute, once, before MLflow opens it.
+    """Makes a relative sqlite URI absolute, and names PostgreSQL's driver, once, before MLflow opens it.
 
     `mlflow run` changes into the project, where the same relative URI would be another database; there the folder
     in which `mlflow run` was typed counts.
@@ -77,6 +79,9 @@ def absolute_tracking_uri() -> None:
         return
     if uri.startswith(SQLITE) and not uri.startswith(SQLITE + "/") and ":memory:" not in uri:
         absolute = SQLITE + str((launch_folder() / uri.removeprefix(SQLITE)).resolve())
+    else:
+        absolute = with_driver(uri)
+    if absolute != uri:
         os.environ["MLFLOW_TRACKING_URI"] = absolute
         mlflow.set_tracking_uri(absolute)
 
@@ -283,7 +288,7 @@ def open_run(settings: TrackingSettings, run_id: str | None) -> Run:
                 log_system_metrics=settings.system_metrics,
             )
         )
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, ImportError, SQLAlchemyError) as error:  # of a driver, too
         raise InputError(unreachable(error)) from error
     run = Run(active.info.run_id)
     run.tag(git_tags(active.data.tags))
@@ -382,7 +387,9 @@ def check_known(run_id: str) -> None:
         patiently(lambda: MlflowClient().get_run(run_id))
     except MlflowException as error:
         reason = one_line(error)[:200]
-        raise InputError(f"resume={run_id}: {reason} in {mlflow.get_tracking_uri()}") from error
+        raise InputError(
+            f"resume={run_id}: {reason} in {without_password(mlflow.get_tracking_uri())}"
+        ) from error
 
 
 DELETE_WHEN_GONE = """
@@ -430,7 +437,7 @@ def reach_tracking() -> None:
         absolute_tracking_uri()
         with few_retries():
             patiently(lambda: MlflowClient().search_experiments(max_results=1))
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, ImportError) as error:  # ImportError: of a database's driver
         raise InputError(unreachable(error)) from error
 
 
@@ -448,7 +455,7 @@ def few_retries() -> Iterator[None]:
 
 def unreachable(error: BaseException) -> str:
     """The sentence for a tracking store that does not answer."""
-    return (
+    return without_password(
         f"MLflow's tracking store {mlflow.get_tracking_uri()} does not answer: {one_line(error)[:200]}; "
         "start it, or set MLFLOW_TRACKING_URI"
     )

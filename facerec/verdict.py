@@ -69,10 +69,10 @@ def threshold_at(calibration: Mapping[str, Any], far: float) -> tuple[float, int
     )
     if at is None:
         known = ", ".join(f"{value:g}" for value in usable) or "none"
-        reason = f"too few pairs of two people were there in validation ({pairs:,})"
+        few = any(math.isclose(k, far, rel_tol=1e-6) for k in entries)
+        why = f", since too few pairs of two people were there in validation ({pairs:,})" * few
         raise InputError(
-            f"far={far:g}: the model has no threshold for it"
-            f"{': ' + reason if any(math.isclose(k, far, rel_tol=1e-6) for k in entries) else ''}; it has: {known}"
+            f"far={far:g}: the model has no threshold for it{why}; give one of those that it has: {known}"
         )
     return at, pairs
 

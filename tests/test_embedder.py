@@ -138,9 +138,9 @@ def test_verdicts(embedder: FaceEmbedder) -> None:
     assert not embedder.judge(0.4999).same_person and embedder.judge(0.3, far=0.1).same_person
     assert embedder.same_person(picture(1), picture(1))
     assert -1 <= embedder.similarity(picture(1), picture(2)) <= 1
-    with pytest.raises(InputError, match=r"too few pairs .* \(20,000\); it has: 0\.1, 0\.001"):
+    with pytest.raises(InputError, match=r"too few pairs .* \(20,000\); .* it has: 0\.1, 0\.001"):
         embedder.same_person("nobody looks", "here", far=1e-4)
-    with pytest.raises(InputError, match=r"no threshold for it; it has"):
+    with pytest.raises(InputError, match=r"no threshold for it; give one"):
         embedder.judge(0.5, far=0.02)
 
 
@@ -153,6 +153,13 @@ def test_a_name_that_begins_like_a_home(embedder: FaceEmbedder, tmp_path: Path, 
         embedder.embed("~nosuchuser/x.png")
     with pytest.raises(InputError, match="no such folder"):
         FaceEmbedder.load("~nosuchuser/x", "cpu")
+
+
+def test_a_frame_that_nobody_knows(embedder: FaceEmbedder) -> None:
+    with pytest.raises(InputError, match=r"how the pictures of .* were framed is not known"):
+        embedder.embed(picture(1), align="find")
+    with pytest.raises(InputError, match="without alignment no face is looked for"):
+        embedder.embed(picture(1), choice="central")
 
 
 def test_numbers_beyond_numbers(embedder: FaceEmbedder) -> None:
@@ -179,6 +186,8 @@ def test_identify_in_a_folder_and_a_mapping(embedder: FaceEmbedder, tmp_path: Pa
         embedder.identify(picture(3), {"Ann": [picture(1)], "Bob": picture(3)}, top=1)[0].name
         == "Bob"
     )
+    with pytest.raises(InputError, match="a list, where one probe is due"):
+        embedder.identify([picture(1), picture(2)], known)
     with pytest.raises(InputError, match="top=0"):
         embedder.identify(picture(2), known, top=0)
     with pytest.raises(InputError, match="another model"):
@@ -215,6 +224,8 @@ def test_hostile_pictures_are_one_sentence(
         (np.zeros((40, 40), np.uint8), r"\(H, W, 3\) uint8 is due"),
         (np.zeros((40, 40, 3)), "float64"),
         (np.zeros((2, 900, 3), np.uint8), "too small"),
+        ("file:///face.jpg", "a URL where a path is due"),
+        (io.BytesIO(b"GIF89a"), "a BytesIO, where"),
         (None, "a NoneType"),
         (7, "a int"),
     ],
@@ -232,6 +243,9 @@ def test_what_is_no_picture(embedder: FaceEmbedder, bad: object, reason: str) ->
         ("nowhere", "cpu", "no such folder"),
         ("https://example.org/model", "cpu", "is a URL"),
         ("models:/nobody@champion", "cpu", "cannot be fetched"),
+        ("models:/nobody", "cpu", "NAME@ALIAS or models:/NAME/VERSION is due"),
+        ("runs:/0123456789abcdef0123456789abcdef", "cpu", "runs:/RUN_ID/model"),
+        ("pretraind", "cpu", "did you mean pretrained"),
         ("runs:/0123456789abcdef0123456789abcdef/model", "cpu", "cannot be fetched"),
         (".", "tpu", "device=tpu"),
         (".", "cuda:99", "CUDA devices are here"),

@@ -293,8 +293,9 @@ def test_what_cannot_be_registered(tmp_path: Path, faces: dict[str, str]) -> Non
     (Path(faces["data"]) / "person 1" / "0.png").unlink()
     with pytest.raises(InputError, match=r"faces version 2 is registered, but .* changed"):
         register(run_id, "faces", "champion")
-    with pytest.raises(InputError, match=r"version 2 is registered, but .* reserved"):
-        register(run_id, "faces", "latest")
+    for alias in ("latest", "v1", "bad alias!"):
+        with pytest.raises(InputError, match=f"alias={alias}: letters"):
+            register(run_id, "faces", alias)
     assert register(run_id, "faces", "champion", force=True).promoted
 
 

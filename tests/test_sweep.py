@@ -26,7 +26,8 @@ from facerec.settings import InputError, resolve, validate
 from facerec.space import METRICS
 from facerec.study import give_up_failing, retry_history
 from facerec.study_page import study_page
-from facerec.study_storage import Journal, open_storage, with_driver, without_password
+from facerec.study_storage import Journal, open_storage
+from facerec.urls import with_driver, without_password
 from facerec.workers import runs_here, this_worker
 from tests.sweeping import (
     SPACE,

@@ -119,6 +119,22 @@ def test_a_server_that_does_not_answer_is_one_sentence_before_any_work(monkeypat
         reach_tracking()
 
 
+def test_a_password_is_not_shown(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(InputError) as caught:
+        reach_tracking()
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_driver_of_postgresql_that_is_installed_is_taken(monkeypatch):
+    set_to = []
+    monkeypatch.setattr(mlflow, "set_tracking_uri", set_to.append)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me@127.0.0.1:9/db")
+    absolute_tracking_uri()
+    assert set_to == [os.environ["MLFLOW_TRACKING_URI"]]
+    assert set_to[0].startswith(("postgresql+psycopg2://me@", "postgresql+psycopg://me@"))
+
+
 def test_an_old_file_store_is_told(tmp_path, monkeypatch):
     (tmp_path / "mlruns" / "0").mkdir(parents=True)
     (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("artifact_location: x\n")

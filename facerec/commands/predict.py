@@ -45,9 +45,13 @@ with warnings.catch_warnings():
             lt=1,
             description="False accept rate of one comparison: 0.1, 0.01, 0.001, 0.0001.",
         )
-        flip: bool = Field(False, description="Average with the mirrored picture; twice the time.")
-        align: Literal["auto", "none"] = Field(
-            "auto", description="Bring faces into place as in training, or take them as they are."
+        flip: bool = Field(
+            False,
+            description="Average with the mirrored picture; twice the time. Thresholds are taken without it.",
+        )
+        align: Literal["auto", "none", "find"] = Field(
+            "auto",
+            description="auto: pictures as in training; find: the face is found and framed so; none: it is in place.",
         )
         choice: Literal["auto", "largest", "central", "only"] = Field(
             "auto", description="Which face, where several are found; auto = as in training."
@@ -139,10 +143,14 @@ def in_words(answer: dict[str, Any]) -> str:
             f"(from {answer['impostor_pairs']:,} validation pairs of two people)\n"
             f"probability  {answer['probability']:.4f}, if half of all pairs show one person"
         )
-    lines = [f"of {answer['people']} people, most like {shown(answer['probe'])}:"]
+    lines = [
+        f"of {answer['people']} people, most like {shown(answer['probe'])}; threshold "
+        f"{answer['matches'][0]['threshold']:.4f} at FAR {answer['matches'][0]['far']:g}",
+        "similarity  probability",
+    ]
     for match in answer["matches"]:
         verdict = "same person" if match["same_person"] else "below the threshold"
-        numbers = f"{match['similarity']:.4f}  {match['probability']:.4f}"
+        numbers = f"{match['similarity']:10.4f}  {match['probability']:11.4f}"
         name, picture = shown(match["name"]), shown(match["picture"])
         lines.append(f"{numbers}  {verdict:19}  {name}  ({picture})")
     chance = f"{answer['stranger_accepted_at_most']:.2g}"
@@ -167,7 +175,7 @@ def located(path: str) -> str:
         return path
     from facerec.tracking import launch_folder
 
-    return str(launch_folder() / path)
+    return str(launch_folder() / expanded(path))
 
 
 def side_by_side(
@@ -190,13 +198,17 @@ def side_by_side(
         from facerec.tracking import launch_folder
 
         path = launch_folder() / path
+    if path.exists() and any(path.samefile(p) for p in map(expanded, paths)):
+        raise InputError(f"picture={target} is one of the pictures asked about: give another name")
     faces = embedder.faces(paths, side=side, align=settings.align, choice=settings.choice)
     file = io.BytesIO()
     try:
         kind = Image.registered_extensions()[path.suffix.lower()]
         Image.fromarray(np.concatenate(list(faces), axis=1)).save(file, kind)
     except (KeyError, OSError, ValueError) as error:
-        raise InputError(f"picture={target}: no format of pictures: {one_line(error)}") from None
+        raise InputError(
+            f"picture={target}: a name that ends in .png or .jpg is due ({one_line(error)})"
+        ) from None
     if not path.parent.is_dir():
         raise InputError(f"picture={target}: there is no folder {path.parent}")
     write_bytes(path, file.getvalue())

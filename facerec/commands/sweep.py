@@ -30,9 +30,10 @@ from facerec.space import Space
 from facerec.space_file import NOT_SEARCHED, read_space
 from facerec.study import DONE, count, open_study, wait_for
 from facerec.study_page import best_trial, recipe_text, study_page
-from facerec.study_storage import open_storage, without_password
+from facerec.study_storage import open_storage
 from facerec.teacher import teacher_rows
 from facerec.tracking import Run, nested, patiently, reach_tracking, say, track
+from facerec.urls import without_password
 from facerec.workers import supervise
 
 # Settings that a recipe leaves to whoever trains with it.

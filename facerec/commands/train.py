@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from facerec import parallel
 from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.compute import keep_freed_memory, resolve_device
-from facerec.data.align import AlignSettings
+from facerec.data.align import AlignSettings, check_align
 from facerec.data.demo import color_histogram, raw_pixels
 from facerec.data.store import DataSettings, Store, open_store
 from facerec.embedder import FaceEmbedder
@@ -273,6 +273,7 @@ def check(settings: TrainSettings) -> None:
         resolve_backend(settings.scan_backend, device)
     except (ValueError, ImportError) as error:
         raise InputError(f"scan_backend={settings.scan_backend}: {one_line(error)}") from error
+    check_align(settings)
     check_objective(settings)
     check_teacher(settings)
     check_sizes(settings, settings.image_size)

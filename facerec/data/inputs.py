@@ -19,7 +19,8 @@ def is_picture(value: Any) -> bool:
     """Whether this is one picture, and not several."""
     if isinstance(value, np.ndarray):
         return value.ndim != 4
-    return isinstance(value, (str, PathLike, bytes, bytearray, Image.Image))
+    kinds = (str, PathLike, bytes, bytearray, Image.Image)
+    return isinstance(value, kinds) or hasattr(value, "read")  # an open file is none, nor several
 
 
 def label(picture: Picture, index: int) -> str:

