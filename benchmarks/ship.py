@@ -15,11 +15,12 @@ from types import SimpleNamespace
 
 from compare import measured
 
-from facerec.embedder import SHIPPED, WEIGHTS, FaceEmbedder
+from facerec.embedder import FaceEmbedder
 from facerec.intervals import Figure
 from facerec.leaks import Leak
 from facerec.measures import title
 from facerec.model_folder import CARD, read_model, write_model
+from facerec.model_source import SHIPPED, WEIGHTS
 
 MAX_BYTES = 16_000_000  # of all shipped models together
 

@@ -11,13 +11,8 @@ Axes: N pictures, E embedding, G gallery.
 
 from __future__ import annotations
 
-import os
-import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from difflib import get_close_matches
 from functools import partial
 from itertools import count
 from os import PathLike
@@ -32,19 +27,13 @@ from facerec.data.batches import to_input
 from facerec.data.inputs import Picture, is_picture, label, pixels
 from facerec.data.pictures import PictureError
 from facerec.gallery import Gallery, Match, gallery_files
-from facerec.model_folder import WEIGHTS as WEIGHTS_FILE
-from facerec.model_folder import LoadedModel, ModelConfig, read_model
-from facerec.settings import InputError, expanded, one_line
-from facerec.urls import without_password
+from facerec.model_folder import WEIGHTS, LoadedModel, ModelConfig, read_model
+from facerec.model_source import model_folder
+from facerec.settings import InputError, expanded
 from facerec.verdict import Comparison, judge
 
 BATCH = 64
 DECODERS = 2  # threads that read pictures for one call
-SHIPPED = ("pretrained", "pretrained-lfw")
-WEIGHTS = Path(__file__).parent / "weights"  # of the shipped models
-URIS = ("runs:/", "models:/")
-URI = re.compile(r"runs:/[^/@]+/[^@]+|models:/[^/@]+(@[^/@]+|/[^/@]+)|models:/m-[^/@]+")
-MODEL_FOLDER = "artifacts/face_model"  # where registry.py puts it within the MLflow model
 
 
 class FaceEmbedder:
@@ -60,7 +49,7 @@ class FaceEmbedder:
         self.config, self.calibration, self.provenance = model[1:]
         self.device = device
         self._network = model.network.to(device)
-        self._weights = self.config.sha256.get(WEIGHTS_FILE, "")
+        self._weights = self.config.sha256.get(WEIGHTS, "")
 
     @property
     def network(self) -> torch.nn.Module:
@@ -79,20 +68,9 @@ class FaceEmbedder:
         Raises:
             InputError: nothing there, not a whole model, or no such device.
         """
-        where, text = _device(device), str(source)
-        if text.startswith(URIS):
-            with tempfile.TemporaryDirectory(prefix="facerec-") as folder:
-                return cls(read_model(_fetch(text, folder)), where)
-        if "://" in text:
-            raise InputError(
-                f"model {text} is a URL: give a folder, runs:/ID/model or models:/NAME@ALIAS"
-            )
-        if text in SHIPPED:
-            return cls(read_model(_shipped(text)), where)
-        folder = expanded(source)
-        if not folder.exists() and (near := get_close_matches(text, SHIPPED, 1, 0.8)):
-            raise InputError(f"model {text}: there is no such folder; did you mean {near[0]}?")
-        return cls(read_model(folder), where)
+        where = _device(device)
+        with model_folder(source) as folder:
+            return cls(read_model(folder), where)
 
     def embed(
         self,
@@ -363,46 +341,3 @@ def _device(name: str) -> torch.device:
             f"device={name}: {torch.cuda.device_count()} CUDA devices are here; use auto or cpu"
         )
     return device
-
-
-def _shipped(name: str) -> Path:
-    """Folder of a model that comes with the package."""
-    folder = WEIGHTS / name
-    if not folder.is_dir():
-        raise InputError(
-            f"model {name} did not come with this package; train one with `facerec train`"
-        )
-    return folder
-
-
-@contextmanager
-def no_artifact_bars() -> Iterator[None]:
-    """MLflow draws no progress bars for small files."""
-    name = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
-    told = name in os.environ
-    os.environ.setdefault(name, "false")
-    try:
-        yield
-    finally:
-        if not told:
-            os.environ.pop(name, None)
-
-
-def _fetch(uri: str, folder: str) -> Path:
-    """Download the model folder of a model in MLflow into `folder`; its code is neither fetched nor run."""
-    if not URI.fullmatch(uri):
-        raise InputError(
-            f"model {uri}: runs:/RUN_ID/model, models:/NAME@ALIAS or models:/NAME/VERSION is due"
-        )
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    from facerec.tracking import few_retries
-
-    try:
-        with no_artifact_bars(), few_retries():
-            path = mlflow.artifacts.download_artifacts(f"{uri}/{MODEL_FOLDER}", dst_path=folder)
-    except (MlflowException, OSError, ImportError) as error:  # ImportError: of a store's client
-        reason = f"from {mlflow.get_tracking_uri()}: {one_line(error)[:300]}"
-        raise InputError(f"model {uri} cannot be fetched {without_password(reason)}") from None
-    return Path(path)

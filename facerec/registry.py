@@ -30,8 +30,8 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from PIL import Image
 
 import facerec
-from facerec.embedder import no_artifact_bars
 from facerec.model_folder import ModelConfig, read_config
+from facerec.model_source import no_artifact_bars
 from facerec.promotion import beats
 from facerec.settings import InputError, one_line
 from facerec.tracking import patiently

@@ -38,7 +38,7 @@ def test_a_row_is_trained_once_and_its_model_can_be_shipped(
 
     weights = tmp_path / "weights"
     monkeypatch.setattr(ship, "WEIGHTS", weights)
-    monkeypatch.setattr("facerec.embedder.WEIGHTS", weights)
+    monkeypatch.setattr("facerec.model_source.WEIGHTS", weights)
     model = tmp_path / run.info.run_id / "model"
     ship.ship(model, "pretrained-lfw", "demo")
     one, other = (FaceEmbedder.load(source, "cpu") for source in (str(model), "pretrained-lfw"))

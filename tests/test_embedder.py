@@ -18,7 +18,7 @@ from PIL import Image
 
 from facerec import FaceEmbedder
 from facerec.data import pictures
-from facerec.embedder import WEIGHTS
+from facerec.model_source import WEIGHTS
 from facerec.settings import InputError
 from facerec.verdict import judge
 from tests.models import CALIBRATION, encoded, hostile_pictures, make_model, picture
@@ -271,7 +271,7 @@ def test_a_shipped_model_works_and_says_whom_it_has_met(name: str, teacher: bool
 
 
 def test_shipped_models_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("facerec.embedder.WEIGHTS", tmp_path)
+    monkeypatch.setattr("facerec.model_source.WEIGHTS", tmp_path)
     network = make_model(tmp_path / "pretrained")
     found = FaceEmbedder.load("pretrained", "cpu").network
     assert torch.equal(found.head.weight, network.head.weight)

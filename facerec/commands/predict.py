@@ -79,7 +79,8 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
     if pair == search or len(asked) != 2:
         given = f"; given: {', '.join(asked)}" if asked else ""
         raise InputError(f"give two pictures (a and b), or a probe and a gallery{given}")
-    from facerec.embedder import URIS, FaceEmbedder
+    from facerec.embedder import FaceEmbedder
+    from facerec.model_source import URIS
 
     if settings.model.startswith(URIS):
         from facerec.tracking import reach_tracking
@@ -169,7 +170,7 @@ def how(settings: PredictSettings) -> dict[str, Any]:
 
 def located(path: str) -> str:
     """Under `mlflow run` a relative path that is not in the project counts from where that was typed."""
-    from facerec.embedder import SHIPPED
+    from facerec.model_source import SHIPPED
 
     if not os.environ.get("MLFLOW_RUN_ID") or ":" in path or path in SHIPPED or Path(path).exists():
         return path
