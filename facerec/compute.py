@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,25 @@ def resolve_device(name: str) -> torch.device:
 
 
 def autocast(precision: str, device: torch.device) -> Any:
-    """The autocast context of a `precision` setting."""
-    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    """The autocast context of a `precision` setting; `auto` is bfloat16 on a card that computes in it."""
+    bf16 = precision == "bf16" or (precision == "auto" and computes_in_bf16(device))
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether this is a CUDA card with bfloat16 in its circuits: Ampere and later."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Matrix products in float32, not TF32: a distance of near embeddings is a small difference of them."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

@@ -28,7 +28,13 @@ from tqdm import tqdm
 
 from facerec import parallel
 from facerec.checkpoint import Checkpoint
-from facerec.compute import autocast, embed_pictures, resolve_device, to_device
+from facerec.compute import (
+    autocast,
+    embed_pictures,
+    exact_products,
+    resolve_device,
+    to_device,
+)
 from facerec.data.batches import (
     BatchSettings,
     augment,
@@ -48,6 +54,7 @@ from facerec.settings import InputError, Settings, one_line
 READ_EVERY = 50  # steps between two looks at the loss on CUDA, each of which waits for the device
 NO_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|out of memory", re.IGNORECASE)
 RESIDENT_SHARE = 0.25  # of the free device memory that the training pictures may take
+RESIDENT_CHUNK = 1024  # pictures copied to the device at a time
 
 
 class TrainerSettings(Settings):
@@ -249,7 +256,8 @@ class Trainer:
         pictures = augment(to_input(pictures), self.settings, self.generator)
         with autocast(self.settings.precision, self.device):
             embeddings = self.replica(pictures)
-        loss, mined = self.objective(parallel.gather(embeddings), labels, pairs)
+        with exact_products():
+            loss, mined = self.objective(parallel.gather(embeddings), labels, pairs)
         self.last_loss = loss.detach()
         if self.device.type == "cpu" or self.step % READ_EVERY == 0:
             self.check_loss()
@@ -267,10 +275,15 @@ class Trainer:
         """The training pictures on the device, where that is CUDA and they fit."""
         if self.device.type != "cuda":
             return None
-        size = len(self.train_indices) * self.store.images[0].nbytes
+        images, rows = self.store.images, self.train_indices
+        size = len(rows) * images[0].nbytes
         if size > RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]:
             return None
-        return torch.from_numpy(self.store.images[self.train_indices]).to(self.device)
+        self.store.check_unaltered()
+        resident = torch.empty(len(rows), *images.shape[1:], dtype=torch.uint8, device=self.device)
+        for part in chunks(len(rows), RESIDENT_CHUNK):
+            resident[part] = torch.from_numpy(images[rows[part]]).to(self.device)
+        return resident
 
     def load(self, positions: np.ndarray) -> Tensor:
         """Training pictures (B, H, W, 3) uint8, on the device."""

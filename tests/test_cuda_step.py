@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import sys
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -19,12 +21,32 @@ from torch._subclasses.fake_tensor import (
 from facerec import compute, optimization, pair_losses, trainer
 from facerec.data import batches
 from facerec.model.network import build_network
+from tests.conftest import PROJECT
 from tests.test_objective import MINERS
 from tests.test_trainer import small
 from tests.test_trainer import trainer as make_trainer
 
 CARD = torch.device("cuda", 0)
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="pretends that there is a card")
+
+
+class Waited(Exception):
+    """The host would have waited for the device."""
+
+
+def refuse_to_wait(patch: pytest.MonkeyPatch) -> None:
+    """What waits for a card, and not for a fake tensor on a CPU, raises where this package's code asks for it."""
+    for name in ("cpu", "numpy", "tolist", "to"):
+        method = getattr(torch.Tensor, name)
+
+        def asked(tensor, *given, name=name, method=method, **named):
+            moved = "device" in named or any(isinstance(g, (str, torch.device)) for g in given)
+            by = Path(sys._getframe(1).f_code.co_filename)
+            if (moved or name != "to") and by.is_relative_to(PROJECT):
+                raise Waited(name)
+            return method(tensor, *given, **named)
+
+        patch.setattr(torch.Tensor, name, asked)
 
 
 @pytest.fixture
@@ -42,7 +64,9 @@ def step(monkeypatch):
         monkeypatch.setattr(optimization, "copy", again)  # fake parameters cannot be copied
         made = make_trainer(settings)
         made.device, made.step = CARD, first
-        made.train_step(np.arange(16))
+        with monkeypatch.context() as patch:
+            refuse_to_wait(patch)
+            made.train_step(np.arange(16))
         return made
 
     with FakeTensorMode():
@@ -76,12 +100,26 @@ def test_what_waits_is_found(step, monkeypatch):
     monkeypatch.setattr(pair_losses, "mean_of_positive", lambda losses: losses[losses > 0].mean())
     with pytest.raises(DynamicOutputShapeException):
         step()
+    monkeypatch.setattr(pair_losses, "mean_of_positive", lambda losses: losses.cpu().mean())
+    with pytest.raises(Waited):
+        step()
+
+
+def test_the_store_on_the_card(step, monkeypatch):
+    made = step()
+    size = made.store.images[0].nbytes * len(made.train_indices)
+    for free, fits in ((8 * size, True), (2 * size, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+        resident = made.resident_pictures()
+        assert (resident is not None) is fits
+        if fits:
+            assert resident.device == CARD and resident.shape[0] == len(made.train_indices)
 
 
 def test_bf16_autocast_and_channels_last(monkeypatch):
     """The forward pass on fake CUDA tensors."""
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setenv("FACEREC_SCAN", "triton")
     seen = {}
     with FakeTensorMode():
@@ -105,18 +143,34 @@ def test_bf16_autocast_and_channels_last(monkeypatch):
 
 def test_copies_run_on_their_own_stream(monkeypatch):
     """Pinned, without waiting; what computes waits for the copy, and the copy for nothing."""
-    cuda, tensor = MagicMock(), MagicMock()
-    cuda.stream.side_effect = lambda stream: nullcontext(stream)
+    cuda, tensor, calls = MagicMock(), MagicMock(), []
+
+    @contextmanager
+    def stream(of):
+        calls.append(("begin", of))
+        yield
+        calls.append(("end", of))
+
+    cuda.stream.side_effect = stream
+    tensor.pin_memory.return_value.to.side_effect = lambda *_, **__: calls.append("copy") or copied
+    copied = MagicMock()
+    copied.record_stream.side_effect = lambda of: calls.append(("recorded", of))
+    cuda.current_stream.return_value.wait_stream.side_effect = lambda of: calls.append(("wait", of))
     monkeypatch.setattr(torch, "cuda", cuda)
     monkeypatch.setattr(torch, "from_numpy", lambda array: tensor)
     compute.copy_stream.cache_clear()
     arrived = compute.to_device(np.zeros(3), CARD)
     copies, computes = cuda.Stream.return_value, cuda.current_stream.return_value
     tensor.pin_memory.return_value.to.assert_called_once_with(CARD, non_blocking=True)
-    cuda.stream.assert_called_once_with(copies)
-    computes.wait_stream.assert_called_once_with(copies)
     copies.wait_stream.assert_not_called()
-    arrived.record_stream.assert_called_once_with(computes)
+    assert arrived is copied
+    assert calls == [
+        ("begin", copies),
+        "copy",
+        ("end", copies),
+        ("wait", copies),
+        ("recorded", computes),
+    ]
     compute.copy_stream.cache_clear()
 
 

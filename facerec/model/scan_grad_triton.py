@@ -1,12 +1,13 @@
 """The selective scan in Triton, backward: all gradients of `scan_triton.scan_forward`.
 
 One warp owns 64 (or 32) channels of a few pictures and walks back over the intervals: it recomputes
-h at every fourth token (into scratch of its own, which lives in L2), then takes four tokens and one
-state at a time, recomputes four h, walks back over them and adds to the gradients that it holds in
-registers. Per token, channel and state: one exponential, and one more for 7 of 8 tokens in the
-recomputation; 12 other operations; two sums over the warp's channels, for B and C, of five shuffles
-each for two channels. Per token and channel 28 bytes in float32, and the second reading of an
-interval, from cache. At batch 1 this leaves most of a card idle; nobody trains on one picture.
+h at every fourth token (into scratch of its own), then takes four tokens and one state at a time,
+recomputes four h, walks back over them and adds to the gradients that it holds in registers. Per
+token, channel and state: one exponential, and one more for 7 of 8 tokens in the recomputation; 12
+other operations; two sums over the warp's channels, for B and C, of five shuffles each for two
+channels. Per token and channel 28 bytes in float32, and the second reading of an interval, from
+cache; the scratch adds 8 bytes a state for every fourth of them. At batch 1 this leaves most of a
+card idle; nobody trains on one picture.
 
 Sums across warps (B, C over channels; A, D, bias over pictures) go through partial sums in
 memory, added by one reduction in a fixed order. No atomics.
@@ -21,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from facerec.model.scan_triton import FILL, ROWS, Plan, interval, scan_forward
+from facerec.model.scan_triton import FILL, ROWS, Plan, check_picture, interval, scan_forward
 from facerec.model.tiles_triton import (
     LOG2_E,
     dense,
@@ -37,16 +38,27 @@ from facerec.model.tiles_triton import (
     wide,
 )
 
-MOST_PROGRAMS = 8192  # bounds the scratch
+MOST_PROGRAMS = 2048  # about two for every one that is resident on a large card
+LEAST_SCRATCH = 2**26  # numbers (256 MiB) that the scratch may have however small the input is
 
 
 def backward_plan(batch: int, channels: int, length: int, groups: int, states: int) -> Plan:
-    """Blocks of the backward pass, and how many pictures a warp takes so that scratch stays below the input."""
+    """Blocks of the backward pass, and how many pictures a warp takes.
+
+    So many that the scratch takes no more than u in float32 or LEAST_SCRATCH, whichever is more.
+    """
     width = channels // groups
     block = 64 if batch * groups * -(-width // 64) >= FILL else 32
     blocks = groups * -(-width // block)
-    parts = min(batch, max(1, MOST_PROGRAMS // blocks), max(1, batch * length // states))
+    room = max(batch * length * channels, LEAST_SCRATCH)
+    most = room // scratch_of_a_part(channels, length, states)
+    parts = max(1, min(batch, MOST_PROGRAMS // blocks, most))
     return Plan(block, ROWS // 2, -(-batch // parts))
+
+
+def scratch_of_a_part(channels: int, length: int, states: int) -> int:
+    """Numbers that the pictures of a warp need in all channels: states every fourth token, carries, shares."""
+    return channels * (states * (interval(states, length) // (ROWS // 2) + 2) + 2)
 
 
 @triton.jit
@@ -413,6 +425,7 @@ def scan_backward(
     groups, states = B.shape[1:3]
     if not u.numel():
         return tuple(None if t is None else torch.zeros_like(t) for t in inputs)
+    check_picture(channels, length)
     if kept is None:
         kept = scan_forward(
             *inputs, delta_softplus, reverse=reverse, return_last_state=False, keep=True

@@ -45,7 +45,9 @@ from facerec.model.tiles_triton import (
     wide,
 )
 
-FILL = 2048  # warps that keep a large card busy: 132 multiprocessors x 16
+FILL = (
+    1024  # warps that keep a large card busy: 132 multiprocessors, registers for 8 to 11 warps each
+)
 ROWS = (
     8  # tokens that a thread holds at once; half of them in the backward pass, short of registers
 )
@@ -66,6 +68,12 @@ def forward_plan(batch: int, channels: int, groups: int, states: int) -> Plan:
     while block > 4 and block * padded > 64 and batch * groups * -(-width // block) < FILL:
         block //= 2
     return Plan(block, ROWS)
+
+
+def check_picture(channels: int, length: int) -> None:
+    """Raises ValueError where places within a picture do not fit into the kernels' 32 bits."""
+    if channels * length >= 2**31:
+        raise ValueError(f"a picture of {channels} x {length} numbers: fewer than 2**31 are due")
 
 
 def interval(states: int, length: int) -> int:
@@ -213,6 +221,7 @@ def scan_forward(
     """
     batch, channels, length = u.shape
     groups, states = B.shape[1:3]
+    check_picture(channels, length)
     out = like(u)
     last = (
         u.new_zeros((batch, channels, states), dtype=torch.float32) if return_last_state else None

@@ -1,8 +1,9 @@
 """What the Triton kernels share: tiles of tokens, and the functions of softplus and SiLU.
 
-A tile of tokens is (rows, channels). A thread holds all rows of its channels, so that a row can be
-picked out of a tile and put into one by an index known at compile time, at no cost; arithmetic is
-float32; exp(x) is exp2(x log2 e).
+A tile of tokens is (rows, channels). With 32 channels or more a thread holds all rows of its
+channels, so that a row can be picked out of a tile and put into one by an index known at compile
+time, at no cost; narrower tiles, of small batches, spread rows over lanes and pick by shuffles.
+Arithmetic is float32; exp(x) is exp2(x log2 e).
 
 Axes: B batch, L tokens, D channels.
 """

@@ -191,18 +191,30 @@ def test_every_plan_gives_the_same(channels, rows, pictures):
 
 @pytest.mark.parametrize("states", [1, 16, 256])
 @pytest.mark.parametrize(
-    "batch, channels, length", [(1, 384, 64), (1024, 384, 64), (64, 768, 4096)]
+    "batch, channels, length",
+    [(1, 384, 64), (128, 256, 64), (1024, 384, 64), (64, 768, 4096), (1024, 768, 1024)],
 )
 def test_plans_fill_a_card_and_bound_memory(batch, channels, length, states):
     forward = scan_triton.forward_plan(batch, channels, 1, states)
     warps = batch * -(-channels // forward.channels)
     assert 4 <= forward.channels <= 32
     assert warps >= 96 or forward.channels * states <= 64  # no lane without a state to hold
-    backward = scan_grad_triton.backward_plan(batch, channels, length, 1, states)
-    parts = -(-batch // backward.pictures)
-    assert parts * states <= max(states, batch * length)  # shares of A's gradient, against u
+    of_u = batch * channels * length
     kept = scan_triton.kept_shape(batch, channels, length, states)
-    assert torch.Size(kept).numel() <= batch * channels * length
+    assert torch.Size(kept).numel() <= of_u
+
+    plan = scan_grad_triton.backward_plan(batch, channels, length, 1, states)
+    parts = -(-batch // plan.pictures)
+    every = scan_triton.interval(states, length)
+    scratch = parts * channels * (states * (every // plan.rows) + states + states + 2)
+    assert scratch <= max(of_u, 2**26)
+    programs = parts * -(-channels // plan.channels)
+    assert programs <= 2048 and (states == 256 or programs >= min(384, batch * 6))
+
+
+def test_a_picture_that_places_cannot_tell_apart_is_refused():
+    with pytest.raises(ValueError, match="fewer than 2"):
+        scan_triton.check_picture(2**16, 2**15)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (2, 4, 0)])
