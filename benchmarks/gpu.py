@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --dry-run           the same control flow on a CPU, interpreted, on tiny shapes
 
 Needs torch, triton, numpy and this repository. Floors: the bytes that must be read and written once, over the
-measured rate of a copy; for the scan also the exponentials, over their measured rate, and the larger counts; for the
-network as many bytes as its layers would move one by one. `xfloor` is a row's time over its floor.
+measured rate of a copy, and the exponentials, over their measured rate, whichever takes longer, and no less than a
+launch; for the network the same of each layer, its matrix products too. `xfloor` is a row's time over its floor.
 
 Axes: B batch, L tokens, D channels, N states.
 """
@@ -43,7 +43,7 @@ import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from facerec.model import mamba_ssm_bridge  # noqa: E402
+from facerec.model import mamba_ssm_bridge, scan_grad_triton, scan_triton  # noqa: E402
 from facerec.model.mamba import Mamba  # noqa: E402
 from facerec.model.scan import causal_conv1d, selective_scan  # noqa: E402
 
@@ -53,6 +53,7 @@ DEVICE = "cpu" if options.dry_run else "cuda"
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 SCAN_SHAPES = [(1024, 64, 384, 16), (64, 4096, 768, 16), (1, 64, 384, 16)]
 PARITY_SHAPES = [(2, 70, 100, 16), (3, 33, 64, 5), (1, 9, 48, 64), (2, 5, 24, 256), (1, 1, 1, 1)]
+PARITY_SHARE = 0.5  # of the time; most of it compiles
 IMAGE, BATCH, D_MODEL, DEPTH = 64, 1024, 192, 8
 if options.dry_run:
     SCAN_SHAPES, PARITY_SHAPES = [(2, 6, 8, 2), (1, 5, 4, 2)], [(1, 3, 6, 3)]
@@ -75,10 +76,12 @@ class Row(NamedTuple):
 
 
 class Card(NamedTuple):
-    """What the card can do: bytes and exponentials a second."""
+    """What the card can do a second: bytes, exponentials, operations of matrix products by dtype. launch: seconds."""
 
     bandwidth: float
     exponentials: float
+    operations: dict[str, float]
+    launch: float
 
 
 def backends() -> list[str]:
@@ -116,9 +119,9 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def in_time() -> bool:
-    """Whether another row may be started."""
-    return time.monotonic() - STARTED < options.seconds
+def in_time(share: float = 1.0) -> bool:
+    """Whether another row may be started, within a share of the time."""
+    return time.monotonic() - STARTED < share * options.seconds
 
 
 # What the card can do.
@@ -134,7 +137,7 @@ def _exponentials(out, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def measure_card() -> Card:
-    """Bytes a second of a copy of 1 GiB, exponentials a second out of registers."""
+    """A copy of 1 GiB, exponentials out of registers, a square matrix product, a kernel that does next to nothing."""
     source = torch.empty(2**10 if options.dry_run else 2**28, device=DEVICE)
     target = torch.empty_like(source)
     copied = milliseconds(lambda: target.copy_(source))
@@ -142,7 +145,13 @@ def measure_card() -> Card:
     out = torch.empty(programs * block, device=DEVICE)
     powers = milliseconds(lambda: _exponentials[(programs,)](out, rounds, block, num_warps=4))
     bandwidth = 2 * source.numel() * source.element_size() / copied * 1e3
-    return Card(bandwidth, programs * block * rounds / powers * 1e3)
+    side, operations = 16 if options.dry_run else 8192, {}
+    for dtype in (torch.float32, torch.bfloat16):
+        square = torch.randn(side, side, device=DEVICE).to(dtype)
+        took = milliseconds(lambda square=square: square @ square)
+        operations[str(dtype).removeprefix("torch.")] = 2 * side**3 / took * 1e3
+    launch = milliseconds(lambda: _exponentials[(1,)](out, 1, 32, num_warps=1))
+    return Card(bandwidth, programs * block * rounds / powers * 1e3, operations, launch / 1e3)
 
 
 def floors(shape: tuple[int, ...], bytes_each: int, card: Card) -> tuple[float, float]:
@@ -157,7 +166,7 @@ def floors(shape: tuple[int, ...], bytes_each: int, card: Card) -> tuple[float, 
     backward = tokens * (7 * channels + 4 * states) * bytes_each
     powers = tokens * channels * (states + 2)
     times = [
-        max(moved / card.bandwidth, powers / card.exponentials) * 1e3
+        max(moved / card.bandwidth, powers / card.exponentials, card.launch) * 1e3
         for moved in (forward, backward)
     ]
     return times[0], sum(times)
@@ -193,43 +202,110 @@ def grouped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**tensors, **more}
 
 
-def gradients(operator: Callable, tensors: dict[str, Tensor], **named: Any) -> list[Tensor]:
-    """All that comes out, and gradients of its sum."""
+def gradients(
+    operator: Callable, tensors: dict[str, Tensor], dtype: torch.dtype, **named: Any
+) -> list[Tensor]:
+    """All that comes out, and gradients for random gradients of it, channel-major where the scan is reversed."""
     leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
     out = operator(**leaves, **named)
     outs = out if isinstance(out, tuple) else (out,)
-    total = sum(part.sum() for part in outs)
-    return [*outs, *torch.autograd.grad(total, list(leaves.values()))]
+    return [*outs, *torch.autograd.grad(outs, list(leaves.values()), upstream(outs, dtype, named))]
 
 
-def parity() -> list[dict[str, Any]]:
+def upstream(outs: tuple[Tensor, ...], dtype: torch.dtype, named: dict[str, Any]) -> list[Tensor]:
+    """Gradients of what came out, numbers of `dtype`, the same for equal shapes."""
+    torch.manual_seed(1)
+    grads = [torch.randn(out.shape, device=DEVICE).to(dtype).to(out.dtype) for out in outs]
+    if not named.get("reverse"):  # token-major, as the mixer's are
+        grads[0] = grads[0].transpose(1, 2).contiguous().transpose(1, 2)
+    return grads
+
+
+class Case(NamedTuple):
+    """A check. what: scan, groups (two of B and C), state (the last one comes out too), conv, plan (as timed)."""
+
+    what: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    reverse: bool
+
+
+def cases() -> list[Case]:
+    """The most telling first, since time may run out; each shape is another kernel to compile."""
+    kinds = [*((kind, PARITY_SHAPES) for kind in ("scan", "conv")), ("plan", SCAN_SHAPES[:2])]
+    kinds += [(kind, PARITY_SHAPES[:2]) for kind in ("groups", "state")]
+    found = [
+        Case(what, shape, dtype, reverse)
+        for what, shapes in kinds
+        for shape, dtype, reverse in itertools.product(shapes, TOLERANCES, (False, True))
+    ]
+    return sorted(found, key=lambda case: case.shape not in (PARITY_SHAPES[0], *SCAN_SHAPES))
+
+
+def parity() -> Iterator[dict[str, Any]]:
     """Largest error of values and gradients against the float64 reference, in float32 and from 16-bit tensors."""
-    rows = []
-    kinds = ("scan", "groups", "state", "conv")  # state: the last one comes out too
-    cases = itertools.product(PARITY_SHAPES, TOLERANCES, kinds, (False, True))
-    for shape, dtype, what, reverse in cases:
-        if what in ("groups", "state") and shape not in PARITY_SHAPES[:2]:
-            continue  # each shape is another kernel to compile
-        tensors, named = scan_inputs(shape, dtype), {"reverse": reverse}
-        if what == "conv":
-            operator, named = causal_conv1d, {**named, "activation": "silu"}
-            weight = torch.randn(shape[2], 4, device=DEVICE)
-            tensors = {"x": tensors["u"], "weight": weight, "bias": tensors["D"]}
-        else:
-            operator, named = selective_scan, {**named, "delta_softplus": True}
-            tensors = grouped(tensors) if what == "groups" else tensors
-            named["return_last_state"] = what == "state"
-        exact = {name: t.double() for name, t in tensors.items()}
-        wanted = gradients(operator, exact, backend="reference", **named)
-        for backend in backends():
-            if what == "state" and backend == "mamba-ssm":  # it has no gradient of it
+    for case in cases():
+        if not in_time(PARITY_SHARE):
+            return
+        for backend in ["triton"] if case.what == "plan" else backends():
+            if case.what == "state" and backend == "mamba-ssm":  # it has no gradient of it
                 continue
-            got = gradients(operator, tensors, backend=backend, **named)
-            error = max(map(relative_error, got, wanted))
-            row = {"what": what, "shape": shape, "dtype": str(dtype).removeprefix("torch.")}
-            row |= {"reverse": reverse, "backend": backend}
-            rows.append({**row, "error": error, "passed": error < TOLERANCES[dtype]})
-    return rows
+            note = ""
+            try:
+                error = error_of(case, backend)
+            except Exception as failure:  # of one back end; the others have their turn
+                error, note = float("inf"), f"{type(failure).__name__}: {str(failure)[:80]}"
+            yield {
+                **case._asdict(),
+                "dtype": str(case.dtype).removeprefix("torch."),
+                "backend": backend,
+                "error": error,
+                "passed": error < TOLERANCES[case.dtype],
+                "note": note,
+            }
+
+
+def error_of(case: Case, backend: str) -> float:
+    """Largest error of a case's values and gradients."""
+    torch.manual_seed(0)
+    shape, named = case.shape, {"reverse": case.reverse}
+    if case.what == "plan":
+        return error_of_plan(case)
+    tensors = scan_inputs(shape, case.dtype)
+    if case.what == "conv":
+        operator, named = causal_conv1d, {**named, "activation": "silu"}
+        weight = torch.randn(shape[2], 4, device=DEVICE)
+        tensors = {"x": tensors["u"], "weight": weight, "bias": tensors["D"]}
+    else:
+        operator, named = selective_scan, {**named, "delta_softplus": True}
+        tensors = grouped(tensors) if case.what == "groups" else tensors
+        named["return_last_state"] = case.what == "state"
+    exact = {name: t.double() for name, t in tensors.items()}
+    wanted = gradients(operator, exact, case.dtype, backend="reference", **named)
+    got = gradients(operator, tensors, case.dtype, backend=backend, **named)
+    return max(map(relative_error, got, wanted))
+
+
+def error_of_plan(case: Case) -> float:
+    """The kernels as a timed shape cuts them, on a few of its pictures and tokens."""
+    batch, length, channels, states = case.shape
+    forward = scan_triton.forward_plan(batch, channels, 1, states)
+    backward = scan_grad_triton.backward_plan(batch, channels, length, 1, states)
+    few = (min(batch, backward.pictures + 1), min(length, 100), channels, states)
+    tensors = scan_inputs(few, case.dtype)
+    exact = {name: t.double() for name, t in tensors.items()}
+    named = {"delta_softplus": True, "reverse": case.reverse}
+    wanted = gradients(selective_scan, exact, case.dtype, backend="reference", **named)
+    matrices = {name: tensors[name][:, None] for name in ("B", "C")}
+    inputs = tuple({**tensors, **matrices}.values())
+    reverse = {"reverse": case.reverse}
+    out, _, kept = scan_triton.scan_forward(*inputs, True, keep=True, plan=forward, **reverse)
+    (grad,) = upstream((out,), case.dtype, named)
+    found = scan_grad_triton.scan_backward(
+        grad, None, *inputs, True, kept=kept, plan=backward, **reverse
+    )
+    found = [g[:, 0] if name in ("B", "C") else g for name, g in zip(tensors, found, strict=True)]
+    return max(map(relative_error, [out, *found], wanted))
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
@@ -260,11 +336,21 @@ def timed(run: Callable[[bool], Any]) -> tuple[float | None, float | None, float
     return forward, both, memory, ""
 
 
+def failed(what: str, shape: str, dtype: torch.dtype, backend: str, error: Exception) -> Row:
+    """The row of what could not even be made."""
+    note = f"{type(error).__name__}: {str(error)[:80]}"
+    return Row(what, shape, str(dtype).removeprefix("torch."), backend, None, None, note=note)
+
+
 def scan_rows(card: Card) -> Iterator[Row]:
     """The scan alone. The reference keeps every state for autograd: it gets the short sequences only."""
     for shape in SCAN_SHAPES:
         for dtype in (torch.float32, torch.bfloat16):
-            tensors = scan_inputs(shape, dtype)
+            try:
+                tensors = scan_inputs(shape, dtype)
+            except torch.cuda.OutOfMemoryError as error:
+                yield failed("scan", str(shape), dtype, "all", error)
+                continue
             leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
             grad = torch.randn(tensors["u"].shape, device=DEVICE).to(dtype)
             grad = grad.transpose(1, 2).contiguous().transpose(1, 2)
@@ -319,21 +405,30 @@ def stand_in_for_settings() -> None:
 
 
 def network_floors(
-    network: nn.Module, inputs: Tensor, size: int, card: Card
+    network: nn.Module, inputs: Tensor, dtype: torch.dtype, card: Card
 ) -> tuple[float, float]:
-    """Milliseconds of a forward pass, and of both passes, if bytes alone took time and no two layers were fused.
+    """Milliseconds of a forward pass, and of both passes, if no two layers were fused.
 
-    A layer with weights (a mixer and an attention count as one) reads its input and its weights and writes its output.
-    The backward pass reads input and weights again and the output's gradient, and writes the gradients of input and
-    weights.
+    A layer with weights (a mixer and an attention count as one) takes the longest of: reading its input and its weights
+    and writing its output; its matrix products; a mixer's exponentials. The backward pass reads input and weights again
+    and the output's gradient, writes the gradients of input and weights, has twice the products, and the exponentials
+    once more.
     """
-    moved = [0, 0]
+    seconds = [0.0, 0.0]
+    rate = card.operations[str(dtype).removeprefix("torch.")]
 
     def count(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
         weights = sum(p.numel() for p in module.parameters())
         out = out[0] if isinstance(out, tuple) else out
-        moved[0] += size * (given[0].numel() + out.numel() + weights)
-        moved[1] += size * (2 * given[0].numel() + out.numel() + 2 * weights)
+        moved = given[0].numel() + out.numel() + weights
+        again = 2 * given[0].numel() + out.numel() + 2 * weights
+        products, powers = operations_of(module, given[0], out)
+        for place, (numbers, times) in enumerate(((moved, 1), (again, 2))):
+            seconds[place] += max(
+                dtype.itemsize * numbers / card.bandwidth,
+                times * products / rate,
+                powers / card.exponentials,
+            )
 
     whole = (Mamba, nn.MultiheadAttention)
     layers = [
@@ -348,8 +443,23 @@ def network_floors(
         network(inputs)
     for hook in hooks:
         hook.remove()
-    forward, backward = (part / card.bandwidth * 1e3 for part in moved)
+    forward, backward = (part * 1e3 for part in seconds)
     return forward, forward + backward
+
+
+def operations_of(module: nn.Module, given: Tensor, out: Tensor) -> tuple[int, int]:
+    """(operations of matrix products, exponentials) of a layer's forward pass; 2 operations a product and sum."""
+    tokens = given.numel() // given.shape[-1]
+    if isinstance(module, Mamba):
+        linear = (module.in_proj, module.x_proj, module.dt_proj, module.out_proj)
+        powers = tokens * module.d_inner * (module.d_state + 3)  # softplus and two SiLUs
+        return sum(2 * tokens * layer.weight.numel() for layer in linear), powers
+    if isinstance(module, nn.MultiheadAttention):
+        length, width = given.shape[-2:]
+        return tokens * (8 * width**2 + 4 * length * width), tokens * length * module.num_heads
+    if isinstance(module, nn.Conv2d):
+        return 2 * out.numel() // module.out_channels * module.weight.numel(), 0
+    return 2 * tokens * module.weight.numel() if isinstance(module, nn.Linear) else 0, 0
 
 
 def network_rows(card: Card) -> Iterator[Row]:
@@ -362,7 +472,11 @@ def network_rows(card: Card) -> Iterator[Row]:
             if not in_time():
                 return
             torch.manual_seed(0)
-            network = build().to(DEVICE)
+            try:
+                network = build().to(DEVICE)
+            except Exception as error:
+                yield failed("network", size, dtype, backend, error)
+                continue
 
             def run(with_gradient, network=network, dtype=dtype):
                 network.train(with_gradient)
@@ -376,7 +490,7 @@ def network_rows(card: Card) -> Iterator[Row]:
             forward, both, memory, note = timed(run)
             floor = (None, None)
             if not note and "compiled" not in backend:
-                floor = network_floors(network, inputs, dtype.itemsize, card)
+                floor = network_floors(network, inputs, dtype, card)
             shape = f"{size}, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M"
             kind = str(dtype).removeprefix("torch.")
             yield Row("network", shape, kind, backend, forward, both, *floor, memory, note)
@@ -404,38 +518,46 @@ def main() -> int:
     print(
         f"{device}; torch {torch.__version__}, triton {triton.__version__}; {', '.join(backends())}"
     )
-    checks = parity()
-    for check in checks:
-        verdict = "ok" if check["passed"] else "WRONG"
-        direction = "backward" if check["reverse"] else "forward"
-        name = f"{check['what']} {check['shape']} {check['dtype']} {direction} {check['backend']}"
-        print(f"parity {name:62} {check['error']:.1e} {verdict}")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    card = measure_card()
-    print(f"copy {card.bandwidth / 1e9:.0f} GB/s, exp2 {card.exponentials / 1e9:.0f} G/s")
-    print(
-        f"{'what':8} {'shape':28} {'dtype':9} {'backend':17}{'fwd ms':>9}{'xfloor':>7}"
-        f"{'f+b ms':>9}{'xfloor':>7}{'MiB':>9}"
-    )
-    rows = []
-    for produce in (scan_rows, network_rows):
-        for row in produce(card):
-            print(line(row), flush=True)
-            rows.append(row._asdict())
     result = {
         "device": device,
         "torch": torch.__version__,
         "triton": triton.__version__,
         "interpreted": options.dry_run,
-        "card": card._asdict(),
-        "parity": checks,
-        "rows": rows,
-        "seconds": round(time.monotonic() - STARTED, 1),
+        "parity": [],
+        "rows": [],
     }
+    for check in parity():
+        verdict = "ok" if check["passed"] else "WRONG"
+        direction = "backward" if check["reverse"] else "forward"
+        name = f"{check['what']} {check['shape']} {check['dtype']} {direction} {check['backend']}"
+        print(f"parity {name:62} {check['error']:.1e} {verdict} {check['note']}", flush=True)
+        keep(result, "parity", check)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    card = measure_card()
+    result["card"] = card._asdict()
+    print(
+        f"copy {card.bandwidth / 1e9:.0f} GB/s, exp2 {card.exponentials / 1e9:.0f} G/s, "
+        f"launch {card.launch * 1e6:.1f} us, "
+        + ", ".join(f"{name} {rate / 1e12:.1f} TFLOP/s" for name, rate in card.operations.items())
+    )
+    print(
+        f"{'what':8} {'shape':28} {'dtype':9} {'backend':17}{'fwd ms':>9}{'xfloor':>7}"
+        f"{'f+b ms':>9}{'xfloor':>7}{'MiB':>9}"
+    )
+    for produce in (scan_rows, network_rows):
+        for row in produce(card):
+            print(line(row), flush=True)
+            keep(result, "rows", row._asdict())
+    print(json.dumps(result))
+    return 0 if all(check["passed"] for check in result["parity"]) else 1
+
+
+def keep(result: dict[str, Any], table: str, row: dict[str, Any]) -> None:
+    """Adds a row, and writes all there is: whatever ends the process later."""
+    result[table].append(row)
+    result["seconds"] = round(time.monotonic() - STARTED, 1)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    print(json.dumps(result))
-    return 0 if all(check["passed"] for check in checks) else 1
 
 
 if __name__ == "__main__":

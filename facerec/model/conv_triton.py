@@ -1,9 +1,10 @@
 """The causal depthwise convolution with SiLU in Triton, values and gradients.
 
 out_t = silu(bias + sum_k weight_k x_(t - W + 1 + k)), as in `facerec.model.scan.causal_conv1d`. Any
-strides; float32 arithmetic. Both passes are bound by memory: forward reads x and writes out, 8
-bytes a token and channel in float32; backward reads x and the gradient and writes one tensor, 12
-bytes; the taps' overlapping reads hit L1. A program takes tiles (tokens, channels) in turn.
+strides; float32 arithmetic. Both passes are meant to be bound by memory (no card has told yet):
+forward reads x and writes out, 8 bytes a token and channel in float32; backward reads x and the
+gradient and writes one tensor, 12 bytes, reading each four times out of L1 for the taps. A program
+takes tiles (tokens, channels) in turn.
 Gradients of weight and bias are summed within a program, written once, and added by one reduction
 in a fixed order: no atomics.
 
