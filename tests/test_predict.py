@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from facerec.cli import main
 from facerec.commands import predict
@@ -44,6 +45,17 @@ def test_a_pair(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["a"] == "one.png" and answer["threshold"] == 0.5
     assert answer["same_person"] is (answer["similarity"] >= 0.5)
     assert (world / "both.png").stat().st_size > 1000
+
+
+def test_the_answer_is_kept_in_the_run_of_mlflow_run(
+    world: Path, own_tracking: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    client = MlflowClient()
+    run = client.create_run(client.get_experiment_by_name("facerec").experiment_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    printed = json.loads(ask(capsys, a="one.png", b="two.jpg", json="true"))
+    kept = client.download_artifacts(run.info.run_id, "answer.json")
+    assert json.loads(Path(kept).read_text()) == printed
 
 
 def test_a_tracking_server_that_is_not_there(
