@@ -40,12 +40,15 @@ def autocast(precision: str, device: torch.device) -> Any:
 
 def computes_in_bf16(device: torch.device) -> bool:
     """Whether this is a CUDA card with bfloat16 in its circuits: Ampere and later."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Matrix products in float32, not TF32: a distance of near embeddings is a small difference of them."""
+    """Matrix products in float32, not TF32: a distance of near embeddings is a small difference of them.
+
+    That is of what is computed within: a backward pass that comes later computes as it finds.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

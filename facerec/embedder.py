@@ -29,6 +29,7 @@ from facerec.data.pictures import PictureError
 from facerec.gallery import Gallery, Match, gallery_files
 from facerec.model_folder import WEIGHTS, LoadedModel, ModelConfig, read_model
 from facerec.model_source import model_folder
+from facerec.provenance import data_name
 from facerec.settings import InputError, expanded
 from facerec.verdict import Comparison, judge
 
@@ -167,7 +168,8 @@ class FaceEmbedder:
         for found in faces:
             if isinstance(found, PictureError):
                 raise found
-        return np.stack(faces)
+        shape = (len(faces), settings.image_size, settings.image_size, 3)
+        return np.array(faces, np.uint8).reshape(shape)
 
     def similarity(self, a: Picture, b: Picture, **how: Any) -> float:
         """Cosine similarity of two pictures, in [-1, 1]; `how` as in `embed`."""
@@ -303,8 +305,7 @@ class FaceEmbedder:
 
     def _frame(self) -> str:
         """How the training pictures were framed."""
-        data = self.provenance.get("data")
-        name = data.get("name") if isinstance(data, dict) else None
+        name = data_name(self.provenance)
         if name not in FRAMES:
             raise InputError(
                 f"align=find: how the pictures of {name or 'the training'} were framed is not known; use auto"

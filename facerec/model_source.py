@@ -83,13 +83,14 @@ def fetch(uri: str, folder: str) -> Path:
         )
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     from facerec.tracking import few_retries
 
     try:
         with no_artifact_bars(), few_retries():
             path = mlflow.artifacts.download_artifacts(f"{uri}/{MODEL_FOLDER}", dst_path=folder)
-    except (MlflowException, OSError, ImportError) as error:  # ImportError: of a store's client
-        reason = f"from {mlflow.get_tracking_uri()}: {one_line(error)[:300]}"
-        raise InputError(f"model {uri} cannot be fetched {without_password(reason)}") from None
+    except (MlflowException, OSError, ImportError, SQLAlchemyError) as error:
+        where, reason = map(without_password, (mlflow.get_tracking_uri(), one_line(error)))
+        raise InputError(f"model {uri} cannot be fetched from {where}: {reason[:300]}") from None
     return Path(path)

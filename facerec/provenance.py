@@ -124,6 +124,13 @@ def checked(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     return provenance
 
 
+def data_name(provenance: Mapping[str, Any]) -> str | None:
+    """What the data set was called; None where a provenance from anywhere does not say."""
+    data = provenance.get("data")
+    name = data.get("name") if isinstance(data, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
 def model_card(
     settings: Settings, figures: Mapping[str, float], provenance: Mapping[str, Any]
 ) -> str:

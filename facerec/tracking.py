@@ -24,6 +24,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient, fluent
 from pydantic import Field
+from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
@@ -55,6 +56,9 @@ class TrackingSettings(Settings):
         "outputs", min_length=1, description="Folder for checkpoints, models and pages, one a run."
     )
     system_metrics: bool = Field(True, description="Log CPU, memory and GPU use to MLflow.")
+
+
+DATABASES = ("postgresql", "mysql", "mssql")
 
 
 def absolute_tracking_uri() -> None:
@@ -435,9 +439,12 @@ def reach_tracking() -> None:
     """Raises InputError where the tracking store does not answer, before any work is done."""
     try:
         absolute_tracking_uri()
+        uri = mlflow.get_tracking_uri()
+        if uri.startswith(DATABASES):  # MLflow would try for minutes
+            create_engine(uri).connect().close()
         with few_retries():
             patiently(lambda: MlflowClient().search_experiments(max_results=1))
-    except (MlflowException, OSError, ImportError) as error:  # ImportError: of a database's driver
+    except (MlflowException, OSError, ImportError, SQLAlchemyError) as error:  # of a driver, too
         raise InputError(unreachable(error)) from error
 
 
@@ -455,10 +462,8 @@ def few_retries() -> Iterator[None]:
 
 def unreachable(error: BaseException) -> str:
     """The sentence for a tracking store that does not answer."""
-    return without_password(
-        f"MLflow's tracking store {mlflow.get_tracking_uri()} does not answer: {one_line(error)[:200]}; "
-        "start it, or set MLFLOW_TRACKING_URI"
-    )
+    where, reason = map(without_password, (mlflow.get_tracking_uri(), one_line(error)))
+    return f"MLflow's tracking store {where} does not answer: {reason[:200]}; start it, or set MLFLOW_TRACKING_URI"
 
 
 def say(text: str) -> None:

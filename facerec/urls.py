@@ -7,12 +7,17 @@ import re
 
 from facerec.settings import InputError
 
-PASSWORD = re.compile(r"(?<=:)[^:@/\s]*(?=@)")
+# Up to the last @ of an address, of a piece of one, and given by name.
+PASSWORDS = (
+    re.compile(r"(?<=://)(?P<user>[^:/@\s]*):\S*(?=@)"),
+    re.compile(r"(?P<user>(?<![:/])\b[^:/@\s]*):[^:@/\s]+(?=@)"),
+    re.compile(r"(?P<user>password)=[^&\s]*", re.IGNORECASE),
+)
 
 
 def with_driver(url: str) -> str:
     """A PostgreSQL URL that names the driver that is installed. Raises InputError where there is none."""
-    scheme, rest = url.split("://", 1)
+    scheme, _, rest = url.partition("://")
     if scheme not in ("postgresql", "postgres"):
         return url
     for driver in ("psycopg2", "psycopg"):
@@ -23,4 +28,6 @@ def with_driver(url: str) -> str:
 
 def without_password(text: str) -> str:
     """A URL, or a message with one in it, as it may be shown and logged."""
-    return PASSWORD.sub("***", text) if "://" in text else text
+    for pattern in PASSWORDS:
+        text = pattern.sub(lambda found: found["user"] + found[0][len(found["user"])] + "***", text)
+    return text

@@ -119,7 +119,8 @@ def test_the_store_on_the_card(step, monkeypatch):
 def test_bf16_autocast_and_channels_last(monkeypatch):
     """The forward pass on fake CUDA tensors."""
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, device.index))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setenv("FACEREC_SCAN", "triton")
     seen = {}
     with FakeTensorMode():

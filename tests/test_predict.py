@@ -104,6 +104,7 @@ def test_a_file_name_cannot_write_on_the_terminal(world: Path, capsys) -> None:
         ({"a": "one.png", "b": "two.jpg", "device": "toaster"}, "device=toaster"),
         ({"a": "one.png", "b": "two.jpg", "picture": "no/such.png"}, "picture=no/such.png"),
         ({"a": "one.png", "b": "two.jpg", "picture": "./one.png"}, "is one of the pictures"),
+        ({"gallery": "gallery", "probe": "one.png", "picture": "gallery/x.png"}, "in the gallery"),
         ({"a": "one.png", "b": "two.jpg", "picture": "odd.xyz"}, "picture=odd.xyz"),
         ({"gallery": "model", "probe": "one.png"}, "no usable picture"),
         ({"gallery": "one.png", "probe": "one.png"}, "a file, where a folder is due"),

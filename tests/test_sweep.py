@@ -434,6 +434,10 @@ def test_a_cut_line_does_not_spoil_the_journal(tmp_path):
 
 def test_addresses_of_storages():
     assert without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
-    assert without_password("outputs/a.journal") == "outputs/a.journal"
+    for shown in ("outputs/a.journal", "models:/faces@champion", "http://host:80/a", "databricks"):
+        assert without_password(shown) == with_driver(shown) == shown
+    for address in ("://u:p@ss@h/db", "://me:se/cret@h", "x u:pw@host/db", "://h?password=pw&a=b"):
+        told = without_password(f"http{address}" if address[0] == ":" else address)
+        assert "***" in told and not any(word in told for word in ("ss@", "cret", "pw"))
     assert with_driver("mysql://h/d") == "mysql://h/d"
     assert runs_here(this_worker()) and not runs_here({**this_worker(), "started": 1.0})

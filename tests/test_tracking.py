@@ -119,6 +119,24 @@ def test_a_server_that_does_not_answer_is_one_sentence_before_any_work(monkeypat
         reach_tracking()
 
 
+@pytest.mark.parametrize("uri", ["databricks", "file:mlruns", "./mlruns"])
+def test_other_addresses_are_left_to_mlflow(monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    absolute_tracking_uri()
+    assert os.environ["MLFLOW_TRACKING_URI"] == uri
+
+
+def test_a_database_that_is_away_is_told_at_once(monkeypatch):
+    before = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@127.0.0.1:9/db")
+    try:
+        with pytest.raises(InputError, match=r"does not answer|needs a driver") as caught:
+            reach_tracking()
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_password_is_not_shown(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     with pytest.raises(InputError) as caught:

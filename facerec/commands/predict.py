@@ -81,31 +81,32 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
         raise InputError(f"give two pictures (a and b), or a probe and a gallery{given}")
     from facerec.embedder import FaceEmbedder
     from facerec.model_source import URIS
+    from facerec.provenance import data_name
 
-    if settings.model.startswith(URIS):
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if run_id or settings.model.startswith(URIS):
         from facerec.tracking import reach_tracking
 
         reach_tracking()
+    target = None if settings.picture is None else writable(settings)
     embedder = FaceEmbedder.load(located(settings.model), settings.device)
-    data = embedder.provenance.get("data")
-    if isinstance(data, dict) and data.get("name") == "demo":
+    if data_name(embedder.provenance) == "demo":
         print("facerec: this model knows rendered people alone, not photographs", file=sys.stderr)
     answer = compare(embedder, settings) if pair else identify(embedder, settings)
-    if run_id := os.environ.get("MLFLOW_RUN_ID"):
-        from mlflow import MlflowClient
-
-        MlflowClient().log_dict(run_id, answer, "answer.json")
     print(json.dumps(answer) if settings.json else in_words(answer))
+    if target:
+        others = [m["picture"] for m in answer.get("matches", ())]
+        shown_first = [answer["a"], answer["b"]] if pair else [answer["probe"]]
+        side_by_side([*shown_first, *others], target, embedder, settings)
+    if run_id:
+        keep_answer(run_id, answer)
 
 
 def compare(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
     """The answer for two pictures."""
     a, b = located(settings.a), located(settings.b)
     verdict = embedder.compare(a, b, settings.far, **how(settings))
-    answer = {"a": a, "b": b, **verdict.as_dict()}
-    if settings.picture:
-        side_by_side([a, b], settings.picture, embedder, settings)
-    return answer
+    return {"a": a, "b": b, **verdict.as_dict()}
 
 
 def identify(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
@@ -114,8 +115,6 @@ def identify(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
     embedder.judge(0.0, settings.far)  # an impossible FAR is told before any work
     gallery = embedder.gallery(folder, **how(settings))
     matches = embedder.identify(probe, gallery, settings.top, **how(settings))
-    if settings.picture:
-        side_by_side([probe, *(m.picture for m in matches)], settings.picture, embedder, settings)
     return {
         "probe": probe,
         "gallery": folder,
@@ -179,13 +178,52 @@ def located(path: str) -> str:
     return str(launch_folder() / expanded(path))
 
 
+def keep_answer(run_id: str, answer: dict[str, Any]) -> None:
+    """Adds the answer, which has been given, to the run that `mlflow run` made."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    from facerec.tracking import patiently
+    from facerec.urls import without_password
+
+    try:
+        patiently(lambda: MlflowClient().log_dict(run_id, answer, "answer.json"))
+    except (MlflowException, OSError) as error:
+        reason = without_password(one_line(error))[:200]
+        print(f"facerec: answer.json is not in run {run_id}: {reason}", file=sys.stderr)
+
+
+def writable(settings: PredictSettings) -> Path:
+    """Where the faces are to be shown.
+
+    Raises:
+        InputError: no name of a picture, no folder, or something that is asked about is there.
+    """
+    path, name = expanded(settings.picture), f"picture={settings.picture}"
+    if os.environ.get("MLFLOW_RUN_ID"):
+        from facerec.tracking import launch_folder
+
+        path = launch_folder() / path
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise InputError(f"{name}: a name that ends in .png or .jpg is due")
+    if not path.parent.is_dir():
+        raise InputError(f"{name}: there is no folder {path.parent}")
+    asked = [expanded(located(p)) for p in (settings.a, settings.b, settings.probe) if p]
+    if path.exists() and any(p.exists() and path.samefile(p) for p in asked):
+        raise InputError(f"{name} is one of the pictures asked about: give another name")
+    gallery = expanded(located(settings.gallery)) if settings.gallery else None
+    if gallery and path.resolve().is_relative_to(gallery.resolve()):
+        raise InputError(f"{name} lies in the gallery: give another folder")
+    return path
+
+
 def side_by_side(
-    paths: list[str], target: str, embedder: Any, settings: PredictSettings, side: int = 256
+    paths: list[str], target: Path, embedder: Any, settings: PredictSettings, side: int = 256
 ) -> None:
     """Writes the faces in a row, as the network sees them but for their size.
 
     Raises:
-        InputError: a picture cannot be read, or the file cannot be written.
+        InputError: the file cannot be written.
     """
     import io
 
@@ -194,22 +232,8 @@ def side_by_side(
 
     from facerec.data.files import write_bytes
 
-    path = expanded(target)
-    if os.environ.get("MLFLOW_RUN_ID"):
-        from facerec.tracking import launch_folder
-
-        path = launch_folder() / path
-    if path.exists() and any(path.samefile(p) for p in map(expanded, paths)):
-        raise InputError(f"picture={target} is one of the pictures asked about: give another name")
     faces = embedder.faces(paths, side=side, align=settings.align, choice=settings.choice)
     file = io.BytesIO()
-    try:
-        kind = Image.registered_extensions()[path.suffix.lower()]
-        Image.fromarray(np.concatenate(list(faces), axis=1)).save(file, kind)
-    except (KeyError, OSError, ValueError) as error:
-        raise InputError(
-            f"picture={target}: a name that ends in .png or .jpg is due ({one_line(error)})"
-        ) from None
-    if not path.parent.is_dir():
-        raise InputError(f"picture={target}: there is no folder {path.parent}")
-    write_bytes(path, file.getvalue())
+    kind = "PNG" if target.suffix.lower() == ".png" else "JPEG"
+    Image.fromarray(np.concatenate(list(faces), axis=1)).save(file, kind)
+    write_bytes(target, file.getvalue())

@@ -24,7 +24,10 @@ class RegisterSettings(Settings):
     alias: str | None = Field(
         None, min_length=1, description="Alias, such as champion, that moves to it if it is better."
     )
-    force: bool = Field(False, description="Move the alias without a comparison.")
+    force: bool = Field(
+        False,
+        description="Move the alias without a comparison, for which 20 validation people with two pictures are needed.",
+    )
 
 
 SETTINGS = RegisterSettings

@@ -8,7 +8,9 @@ the five points of ArcFace (Deng et al., 2019).
 
 from __future__ import annotations
 
+import functools
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Iterator
@@ -247,7 +249,16 @@ def _detector() -> Iterator[Any]:
         _idle.append(detector)
 
 
+@functools.cache
 def _mtcnn() -> Any:
+    with _importing:  # catch_warnings is not for several threads
+        return _import_mtcnn()
+
+
+_importing = threading.Lock()
+
+
+def _import_mtcnn() -> Any:
     if sys.version_info >= (3, 13):  # the package imports it for a function that is not used here
         sys.modules.setdefault("imghdr", types.ModuleType("imghdr"))
     try:

@@ -51,6 +51,7 @@ SUFFIXES = frozenset(
 
 # Of odd metadata, each harmless or raised as well. For good: catch_warnings would take other threads' filters.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _one_at_a_time = threading.Lock()
 
 
