@@ -268,13 +268,12 @@ def parity() -> Iterator[dict[str, Any]]:
 def error_of(case: Case, backend: str) -> float:
     """Largest error of a case's values and gradients."""
     torch.manual_seed(0)
-    shape, named = case.shape, {"reverse": case.reverse}
     if case.what == "plan":
         return error_of_plan(case)
-    tensors = scan_inputs(shape, case.dtype)
+    tensors, named = scan_inputs(case.shape, case.dtype), {"reverse": case.reverse}
     if case.what == "conv":
         operator, named = causal_conv1d, {**named, "activation": "silu"}
-        weight = torch.randn(shape[2], 4, device=DEVICE)
+        weight = torch.randn(case.shape[2], 4, device=DEVICE)
         tensors = {"x": tensors["u"], "weight": weight, "bias": tensors["D"]}
     else:
         operator, named = selective_scan, {**named, "delta_softplus": True}
@@ -298,11 +297,12 @@ def error_of_plan(case: Case) -> float:
     wanted = gradients(selective_scan, exact, case.dtype, backend="reference", **named)
     matrices = {name: tensors[name][:, None] for name in ("B", "C")}
     inputs = tuple({**tensors, **matrices}.values())
-    reverse = {"reverse": case.reverse}
-    out, _, kept = scan_triton.scan_forward(*inputs, True, keep=True, plan=forward, **reverse)
+    out, _, kept = scan_triton.scan_forward(
+        *inputs, True, reverse=case.reverse, keep=True, plan=forward
+    )
     (grad,) = upstream((out,), case.dtype, named)
     found = scan_grad_triton.scan_backward(
-        grad, None, *inputs, True, kept=kept, plan=backward, **reverse
+        grad, None, *inputs, True, reverse=case.reverse, kept=kept, plan=backward
     )
     found = [g[:, 0] if name in ("B", "C") else g for name, g in zip(tensors, found, strict=True)]
     return max(map(relative_error, [out, *found], wanted))

@@ -36,14 +36,13 @@ def beats(challenger: str, champion: str, run_id: str) -> tuple[bool, str]:
     people = [store.names[i] for i in labels]
     pictures = [store.picture_hashes[i] for i in rows]
     models = {"it": FaceEmbedder.load(champion), "the new model": FaceEmbedder.load(challenger)}
-    for name, model in models.items():
-        seen = met(model.provenance, people, pictures)
+    known = {name: met(model.provenance, people, pictures) for name, model in models.items()}
+    for name, seen in known.items():
         if seen["train_people"] or seen["train_pictures"]:
             return False, (
                 f"{name} was trained on {seen['train_people']} of the {seen['people']} validation people and "
                 f"{seen['train_pictures']} of their pictures, which flatters it; --force true moves it all the same"
             )
-    tuned = met(models["it"].provenance, people, pictures)["val_people"]
     paths = [store.root / store.paths[i] for i in rows]
     found = [models[name].embed_usable(paths) for name in ("the new model", "it")]
     usable = [set(kept) for _, kept, _ in found]
@@ -81,7 +80,11 @@ def beats(challenger: str, champion: str, run_id: str) -> tuple[bool, str]:
             f", {len(rows) - len(both)} left out that one of them cannot use"
             * (len(both) < len(rows))
         )
-        + ("" if tuned else "; the new model was tuned on these people, the old one was not")
+        + (
+            ""
+            if known["it"]["val_people"]
+            else "; the new model was tuned on these people, the old one was not"
+        )
     )
 
 

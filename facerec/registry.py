@@ -32,7 +32,7 @@ from PIL import Image
 
 import facerec
 from facerec.data.align import FRAMES
-from facerec.model_folder import ModelConfig, read_config, read_model
+from facerec.model_folder import ModelConfig, read_model
 from facerec.model_source import no_artifact_bars
 from facerec.promotion import beats
 from facerec.provenance import data_name
@@ -67,8 +67,8 @@ def log_model(folder: Path | str, run_id: str | None = None) -> ModelInfo:
     Raises:
         InputError: no model folder.
     """
-    config = read_config(Path(folder))
-    finds = data_name(read_model(folder).provenance) in FRAMES
+    model = read_model(folder)
+    finds = data_name(model.provenance) in FRAMES
     with tempfile.TemporaryDirectory(prefix="facerec-") as temporary, _quiet():
         package = _copy_package(Path(temporary))
         artifact = shutil.copytree(folder, Path(temporary) / "face_model")
@@ -81,7 +81,7 @@ def log_model(folder: Path | str, run_id: str | None = None) -> ModelInfo:
             code_paths=[str(package)],
             signature=signature(),
             input_example=input_example(),
-            pip_requirements=requirements(config, finds),
+            pip_requirements=requirements(model.config, finds),
             run_id=run_id,
         )
 
