@@ -49,6 +49,13 @@ class ObjectiveSettings(Settings):
         None,
         description="Network whose embeddings distill learns (dlib needs facerec[teacher], embedding_dim 128).",
     )
+    blends: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="Faces blended from two people's, per training picture, that distill learns from too; an epoch is "
+        "so much longer.",
+    )
     miner: Literal["all", "semihard", "hard", "batch_hard", "multi_similarity", "none"] = Field(
         "all",
         description="Which triplets or pairs of a batch count (all: of a pair loss every pair); distill and the losses "

@@ -107,6 +107,8 @@ class Trainer:
         save: called with (step, tensors, state) whenever a checkpoint is due.
         progress: show a bar.
         initial: provenance of the model that the weights are from, kept for who writes the new one.
+        more: (M, S, S, 3) uint8, training pictures of nobody, numbered after those of the store; an objective that
+            goes by picture alone can learn from them.
 
     Attributes:
         average: the network whose weights are validated and kept.
@@ -123,12 +125,16 @@ class Trainer:
         save: Callable[[int, dict[str, Tensor], dict[str, Any]], Any] = lambda *parts: None,
         progress: bool = True,
         initial: Mapping[str, Any] | None = None,
+        more: np.ndarray | None = None,
     ) -> None:
         self.device = resolve_device(settings.device)
         self.settings, self.store, self.save, self.progress = settings, store, save, progress
-        self.initial = initial
+        self.initial, self.more = initial, more
         self.train_indices, self.val_indices = store.indices("train"), store.indices("val")
         self.train_labels = np.unique(store.labels[self.train_indices], return_inverse=True)[1]
+        if more is not None:
+            nobody = self.train_labels.max() + 1 + np.arange(len(more))
+            self.train_labels = np.concatenate([self.train_labels, nobody])
         # What the objective is told of each picture; batches are drawn by identity either way.
         self.targets = (
             np.arange(len(self.train_labels)) if objective.by_picture else self.train_labels
@@ -151,7 +157,7 @@ class Trainer:
             fused=True,
         )
         self.generator = torch.Generator(self.device)
-        self.steps_per_epoch = len(self.train_indices) // self.batch.batch_size
+        self.steps_per_epoch = len(self.train_labels) // self.batch.batch_size
         self.step, self.best_value, self.history = 0, -1.0, []
         self.best = clone_state(self.average.network)
         self.sums = {"loss": 0.0, "triplets": 0.0}
@@ -275,22 +281,34 @@ class Trainer:
         """The training pictures on the device, where that is CUDA and they fit."""
         if self.device.type != "cuda":
             return None
-        images, rows = self.store.images, self.train_indices
-        size = len(rows) * images[0].nbytes
+        images, count = self.store.images, len(self.train_labels)
+        size = count * images[0].nbytes
         if size > RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]:
             return None
         self.store.check_unaltered()
-        resident = torch.empty(len(rows), *images.shape[1:], dtype=torch.uint8, device=self.device)
-        for part in chunks(len(rows), RESIDENT_CHUNK):
-            resident[part] = torch.from_numpy(images[rows[part]]).to(self.device)
+        resident = torch.empty(count, *images.shape[1:], dtype=torch.uint8, device=self.device)
+        for part in chunks(count, RESIDENT_CHUNK):
+            resident[part] = torch.from_numpy(self.training_pictures(np.arange(count)[part])).to(
+                self.device
+            )
         return resident
+
+    def training_pictures(self, positions: np.ndarray) -> np.ndarray:
+        """(B, S, S, 3) uint8: pictures of the store, then those of nobody."""
+        real = len(self.train_indices)
+        if self.more is None:
+            return self.store.images[self.train_indices[positions]]
+        pictures = self.more[np.maximum(positions - real, 0)]
+        of_people = positions < real
+        pictures[of_people] = self.store.images[self.train_indices[positions[of_people]]]
+        return pictures
 
     def load(self, positions: np.ndarray) -> Tensor:
         """Training pictures (B, H, W, 3) uint8, on the device."""
         if self.resident is not None:
             return self.resident[to_device(positions, self.device)]
         self.store.check_unaltered()
-        return to_device(self.store.images[self.train_indices[positions]], self.device)
+        return to_device(self.training_pictures(positions), self.device)
 
     def load_labels(self, positions: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """The objective's labels (B,) and its pairs, on the device."""

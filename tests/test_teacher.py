@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facerec import teacher
+from facerec import dlib_teacher, teacher
+from facerec.blends import blend, blend_key, blended, partners
 from facerec.checkpoint import Checkpoints
 from facerec.commands.train import TrainSettings, make_trainer
 from facerec.data.store import DataSettings, Store, open_store
+from facerec.dlib_teacher import dlib_answer, dlib_blend
 from facerec.leaks import leak
 from facerec.protocols import Pictures
 from facerec.provenance import model_card, provenance
 from facerec.settings import InputError
-from facerec.teacher import TEACHERS, check_teacher, dlib_answer, teacher_answers, teacher_rows
+from facerec.teacher import TEACHERS, check_teacher, teacher_answers, teacher_rows
 from tests.models import picture
 
 
@@ -108,6 +110,73 @@ def test_a_damaged_cache_is_made_again(store, asked, tmp_path):
     assert np.array_equal(teacher_rows(settings(tmp_path), store, "train", progress=False), first)
 
 
+@pytest.fixture
+def blends_asked(asked, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Pairs of SHA-256 that the fake teacher was asked about; it says what it says of the first, and sees no turn."""
+    pairs: list[tuple[str, str]] = []
+    points = np.float32([[-0.2, -0.1], [-0.1, -0.1], [0.1, -0.1], [0.2, -0.1], [0, 0.1]])
+
+    def note(digest: str, path: Path, other: str, other_path: Path) -> np.ndarray:
+        pairs.append((digest, other))
+        return np.concatenate([answer(digest, path), points.ravel(), points.ravel()])
+
+    monkeypatch.setitem(teacher.ANSWER, "dlib-blends", note)
+    return pairs
+
+
+def test_blends_are_of_two_training_people_and_asked_for_once(store, blends_asked, tmp_path):
+    recipe = settings(tmp_path, blends=2)
+    pictures, rows = blended(recipe, store, progress=False)
+    train = store.indices("train")
+    person = dict(zip(store.picture_hashes, store.labels, strict=True))
+    assert len(pictures) == len(rows) == 2 * len(train)
+    pairs = len(blends_asked)
+    assert pairs == len(set(blends_asked)) > 1.9 * len(train)
+    assert {first for first, _ in blends_asked} == {store.picture_hashes[i] for i in train}
+    assert {other for _, other in blends_asked} <= {store.picture_hashes[i] for i in train}
+    assert all(person[first] != person[other] for first, other in blends_asked)
+    again = blended(recipe, store, progress=False)
+    assert len(blends_asked) == pairs and np.array_equal(again.pictures, pictures)
+    # What the teacher says of a blend, less the mean of what it says of people.
+    first = teacher_rows(recipe, store, "train", progress=False)
+    np.testing.assert_allclose(rows, np.tile(first, (2, 1)), atol=1e-5)
+    one, other = (store.images[store.picture_hashes.index(digest)] for digest in blends_asked[0])
+    mean = (one.astype(float) + other) / 2
+    assert np.abs(pictures[0] - mean).max() <= 1
+
+
+def test_a_face_is_laid_over_another_point_on_point():
+    face, other = (np.zeros((32, 32, 3), np.uint8) for _ in range(2))
+    points = np.array([[8.5, 10.5], [12.5, 10.5], [18.5, 10.5], [22.5, 10.5], [15.5, 20.5]])
+    for x, y in points.astype(int):
+        face[y, x] = 200
+        other[y + 3, x - 4] = 200
+    np.testing.assert_array_equal(blend(face, other, points, points + np.array([-4, 3])), face)
+
+
+def test_partners_are_of_other_people_whoever_has_most_pictures():
+    labels = np.array([0] * 50 + [1, 2])
+    first, second = partners(labels, 3)
+    assert (
+        np.array_equal(first, np.tile(np.arange(52), 3)) and (labels[first] != labels[second]).all()
+    )
+    assert blend_key("a", "b") != blend_key("b", "a")
+
+
+def test_a_student_learns_from_blends_too(store, blends_asked, tmp_path):
+    recipe = settings(tmp_path, blends=1, epochs=1)
+    trainer = make_trainer(recipe, store, tmp_path, progress=False)
+    train, blends = store.indices("train"), blended(recipe, store, progress=False)
+    assert trainer.steps_per_epoch == 2 * len(train) // recipe.batch_size
+    seen = trainer.load(np.array([len(train) + 3, 1, len(train)]))
+    expected = [blends.pictures[3], store.images[train[1]], blends.pictures[0]]
+    np.testing.assert_array_equal(seen.cpu(), np.stack(expected))
+    assert np.array_equal(trainer.objective.loss.targets[len(train) :].cpu(), blends.rows)
+    list(trainer)
+    made_from = provenance(store, recipe)
+    assert str(len(np.unique(store.labels[train]))) in str(made_from)
+
+
 def test_several_processes_answer_in_order(store, tmp_path, monkeypatch):
     """The fake teacher is a module of its own, so that the processes do not import torch for it."""
     said = "import numpy\ndef answer(digest, path):\n    return numpy.float32([int(digest[:4], 16)] * 128)\n"
@@ -137,12 +206,14 @@ def test_a_checkpoint_of_other_answers_is_refused(store, asked, tmp_path, monkey
         ({"teacher": None}, "set teacher to dlib"),
         ({"loss": "triplet"}, "no other loss"),
         ({"embedding_dim": 64}, "set embedding_dim to 128"),
+        ({"blends": 1, "confusable": True, "images_per_identity": 2}, "only loss distill learns"),
+        ({"blends": 1, "loss": "arcface", "teacher": None}, "only loss distill learns"),
         ({"align": "five-point"}, "set face_choice to central"),
         ({}, "facerec\\[teacher\\]"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(changes, said, tmp_path, monkeypatch):
-    monkeypatch.setattr(teacher.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(dlib_teacher.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=said):
         check_teacher(settings(tmp_path, **changes))
 
@@ -183,3 +254,8 @@ def test_dlib_knows_people(lfw, tmp_path):
         dlib_answer(hashlib.sha256(path.read_bytes()).hexdigest(), path) for path in paths
     )
     assert np.linalg.norm(one - same) < 0.6 < np.linalg.norm(one - other)
+    asked = [(hashlib.sha256(path.read_bytes()).hexdigest(), path) for path in paths]
+    np.testing.assert_allclose(dlib_blend(*asked[0], *asked[0])[:128], one, atol=1e-6)
+    of_two = dlib_blend(*asked[0], *asked[2])[:128]  # nobody: neither of them, and between them
+    apart = np.linalg.norm(one - other)
+    assert 0.3 < np.linalg.norm(of_two - one) < apart > np.linalg.norm(of_two - other) > 0.3

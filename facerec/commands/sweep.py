@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from pydantic import Field
 
 from facerec.commands.sweep_trial import Job, study_trials, trial_settings, worker
-from facerec.commands.train import TrainSettings, check, train
+from facerec.commands.train import TrainSettings, check, lessons, train
 from facerec.data.files import write_bytes
 from facerec.data.store import Store, open_store
 from facerec.interrupt import Stopped
@@ -31,7 +31,6 @@ from facerec.space_file import NOT_SEARCHED, read_space
 from facerec.study import DONE, count, open_study, wait_for
 from facerec.study_page import best_trial, recipe_text, study_page
 from facerec.study_storage import open_storage
-from facerec.teacher import teacher_rows
 from facerec.tracking import Run, nested, patiently, reach_tracking, say, track
 from facerec.urls import without_password
 from facerec.workers import supervise
@@ -119,7 +118,7 @@ def run(settings: SweepSettings, config: str | None = None) -> None:
     if not len(store.indices("val")) and any(m.startswith("val/") for m in space.objectives):
         raise InputError(f"{store.name} has too few people to validate with: a study needs some")
     if settings.teacher:  # asked once, and not by every worker
-        teacher_rows(settings, store, "train")
+        lessons(settings, store)
     name = settings.study or Path(settings.space).stem
     where = settings.storage or str(Path(settings.output) / "studies" / f"{name}.journal")
     study, parent = join(name, where, described(settings, space, store), space)

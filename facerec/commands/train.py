@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from facerec import parallel
+from facerec.blends import blended
 from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.compute import keep_freed_memory, resolve_device
 from facerec.data.align import AlignSettings, check_align
@@ -108,7 +109,7 @@ def run(settings: TrainSettings, config: str | None = None) -> None:
                 say(f"{sentence}; going on from the one before")
         check_whole_batch(store.labels[store.indices("train")], settings)
         if settings.teacher:  # its answers, before the run starts
-            parallel.first_before_others(lambda: teacher_rows(settings, store, "train"))
+            parallel.first_before_others(lambda: lessons(settings, store))
         try:
             if parallel.is_first():
                 lead(settings, config, store, resumed)
@@ -219,13 +220,14 @@ def make_trainer(
     if settings.init and not checkpoint:
         initial = start_from(network, settings.init)
     identities = len(np.unique(store.labels[store.indices("train")]))
-    targets, facts = None, {"initial": initial}
+    targets, blends, facts = None, None, {"initial": initial}
     if settings.teacher:
-        targets = torch.from_numpy(teacher_rows(settings, store, "train", progress))
-        facts["teacher_digest"] = hashlib.sha256(targets.numpy().tobytes()).hexdigest()
+        rows, blends = lessons(settings, store, progress)
+        targets = torch.from_numpy(rows)
+        facts["teacher_digest"] = hashlib.sha256(rows.tobytes()).hexdigest()
     objective = Objective(settings, identities, settings.embedding_dim, targets)
     save = keeper(folder, settings, store, facts)
-    trainer = Trainer(network, objective, store, settings, save, progress, initial)
+    trainer = Trainer(network, objective, store, settings, save, progress, initial, blends)
     if checkpoint:
         if checkpoint.state.get("teacher_digest") != facts.get("teacher_digest"):
             raise InputError(
@@ -234,6 +236,17 @@ def make_trainer(
             )
         trainer.restore(checkpoint)
     return trainer
+
+
+def lessons(
+    settings: TrainSettings, store: Store, progress: bool = True
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """What a teacher's student is to say of the training pictures, then of the blends; and the blends, if any."""
+    rows = teacher_rows(settings, store, "train", progress)
+    if not settings.blends:
+        return rows, None
+    blends = blended(settings, store, progress)
+    return np.concatenate([rows, blends.rows]), blends.pictures
 
 
 def start_from(network: nn.Module, source: str) -> dict[str, Any]:
