@@ -61,7 +61,8 @@ def hard_left_out(batch: Batch) -> Tensor:
 
 def semihard_left_out(batch: Batch) -> Tensor:
     """(P, B) triplets that keep the margin, or whose negative is not farther than the positive."""
-    return all_left_out(batch) | (batch.gap() <= 0)
+    gap = batch.gap()
+    return ~batch.negative[batch.pairs[0]] | (gap > batch.margin) | (gap <= 0)
 
 
 def batch_hard_left_out(batch: Batch) -> Tensor:

@@ -24,6 +24,8 @@ _FAST = ("contract",)
 
 
 class VectorType(types.Type):
+    """Numba's type of `LANES` float32 in one register."""
+
     def __init__(self) -> None:
         super().__init__(name=f"float32x{LANES}")
 
@@ -256,6 +258,8 @@ def load_float(typingctx, address):
 
 @intrinsic
 def store_float(typingctx, address, value):
+    """A float32 to an address."""
+
     def codegen(context, builder, signature, args):
         builder.store(args[1], _pointer(builder, args[0], _F32), align=4)
         return context.get_dummy_value()
@@ -275,6 +279,8 @@ def load_vector(typingctx, address):
 
 @intrinsic
 def store_vector(typingctx, address, value):
+    """`LANES` float32 side by side from an address on."""
+
     def codegen(context, builder, signature, args):
         builder.store(args[1], _pointer(builder, args[0], _VECTOR), align=4)
         return context.get_dummy_value()
@@ -300,6 +306,8 @@ def prefetch(typingctx, address):
 
 @intrinsic
 def insert_lane(typingctx, x, lane, value):
+    """x with another number in one lane."""
+
     def codegen(context, builder, signature, args):
         return builder.insert_element(args[0], args[2], builder.trunc(args[1], _I32))
 
@@ -308,6 +316,8 @@ def insert_lane(typingctx, x, lane, value):
 
 @intrinsic
 def extract_lane(typingctx, x, lane):
+    """The number in one lane: a float32."""
+
     def codegen(context, builder, signature, args):
         return builder.extract_element(args[0], builder.trunc(args[1], _I32))
 

@@ -19,12 +19,14 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def wide(number):
+    """A number as int64."""
     # A cast would do, but loop counters are plain integers under the interpreter.
     return number + tl.zeros([], tl.int64)
 
 
 @triton.jit
 def pick(tile, here):
+    """(channels,) the one row of a tile where `here` (rows, 1) is true."""
     # A sum of integers with zeros folds away at compile time; of floats it would not (-0.0, NaN).
     bits = tl.where(here, tile.to(tl.int32, bitcast=True), 0)
     return tl.sum(bits, axis=0).to(tl.float32, bitcast=True)
@@ -32,6 +34,7 @@ def pick(tile, here):
 
 @triton.jit
 def load_tile(base, stride, offsets, inside):
+    """(rows, channels) float32 of rows that lie `stride` numbers apart; zeros where not `inside`."""
     rows = tl.arange(0, inside.shape[0])
     return tl.load(base + rows[:, None] * stride + offsets[None, :], mask=inside, other=0.0).to(
         tl.float32
@@ -49,6 +52,7 @@ def load_vector(pointer, d, own):
 
 @triton.jit
 def store_tile(base, stride, offsets, inside, tile):
+    """Writes what `load_tile` reads, in the type of the memory."""
     rows = tl.arange(0, inside.shape[0])
     tl.store(
         base + rows[:, None] * stride + offsets[None, :],
@@ -59,6 +63,7 @@ def store_tile(base, stride, offsets, inside, tile):
 
 @triton.jit
 def sigmoid(x):
+    """1 / (1 + exp(-x))."""
     # exp2 of a negative number alone, so that neither end overflows.
     power = tl.exp2(-tl.abs(x) * LOG2_E)
     return tl.where(x >= 0, 1.0, power) / (1.0 + power)
@@ -82,6 +87,7 @@ def softplus(x):
 
 @triton.jit
 def step(raw, inside, SOFTPLUS: tl.constexpr):
+    """The scan's step size delta of a tile."""
     # Tokens past the end and channels past the last get step 0: the state passes through them unchanged.
     return tl.where(inside, softplus(raw) if SOFTPLUS else raw, 0.0)
 
@@ -122,4 +128,5 @@ def like(tensor: Tensor) -> Tensor:
 
 
 def dense(vector: Tensor | None) -> Tensor | None:
+    """The vector without strides, if there is one."""
     return vector.contiguous() if vector is not None else None
