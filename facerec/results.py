@@ -49,7 +49,10 @@ def keep_results(
         tell_gain(trainer, run, trainer.initial, best)
     store.check_unaltered()
     embeddings = embed_pictures(network, store.images, rows, trainer.device) if len(rows) else None
-    facts = {"teacher": TEACHERS[settings.teacher].about} if settings.teacher else {}
+    facts = {}
+    if settings.teacher:
+        blends = {"blends": str(settings.blends)} if settings.blends else {}
+        facts["teacher"] = TEACHERS[settings.teacher].about | blends
     made_from = provenance(store, settings, trainer.initial, run_id=run.id, **facts)
     figures = {name: value for name, value in best.items() if name.startswith("val/")}
     write_model(
