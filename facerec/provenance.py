@@ -197,14 +197,14 @@ def teacher_words(teacher: Mapping[str, str] | None) -> str:
     if teacher is None:
         return ""
     teacher = defaultdict(lambda: "unknown", teacher)
-    blends = (
-        f", and for {teacher['blends']} times as many that are half one person's and half another's"
-    )
+    blends = ""
+    if "blends" in teacher:
+        blends = f", and for {teacher['blends']} times as many blends of two of them,"
     return f"""
 **It has learnt from a teacher**: from the embeddings that {teacher["name"]}'s {teacher["network"]} gives for these
-pictures{blends if "blends" in teacher else ""} ({teacher["source"]}, {teacher["licence"]}, SHA-256 `{teacher["sha256"][:16]}`). That network has learnt from
-{teacher["learnt_from"]}; {teacher["overlap"]}. So figures of this model are not those of training without outside
-data, and the hashes tell only whom the student met, not whom its teacher did.
+pictures{blends} ({teacher["source"]}, {teacher["licence"]}, SHA-256 `{teacher["sha256"][:16]}`).
+That network has learnt from {teacher["learnt_from"]}; {teacher["overlap"]}. So figures of this model are not those of
+training without outside data, and the hashes tell only whom the student met, not whom its teacher did.
 """
 
 
