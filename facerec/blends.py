@@ -1,7 +1,7 @@
 """Blends: a face that is half one person's and half another's, and so nobody's, for a student to learn from.
 
-Its teacher is asked who that would be. A student has only so many people to learn from, and half of those in LFW have
-one picture; after Beyer et al., "Knowledge distillation: A good teacher is patient and consistent" (CVPR 2022), who
+Its teacher is asked who that would be. A student has only so many people to learn from; this makes more of them. After
+Beyer et al., "Knowledge distillation: A good teacher is patient and consistent" (CVPR 2022), who
 mix the pictures that both see.
 
 Axes: N training pictures, M blends, S side of a face, E embedding.
@@ -18,7 +18,7 @@ import numpy as np
 from facerec.data.align import warp
 from facerec.data.store import Store
 from facerec.dlib_teacher import EMBEDDING_DIM
-from facerec.teacher import centred, kept_answers, teacher_answers
+from facerec.teacher import centred, kept_answers, teacher_answers, teacher_rows
 
 
 class Blends(NamedTuple):
@@ -28,8 +28,15 @@ class Blends(NamedTuple):
     rows: np.ndarray
 
 
+def ask_teacher(settings: Any, store: Store) -> None:
+    """Asks a teacher all that its student is to learn, so that the answers are there when they are needed."""
+    teacher_rows(settings, store, "train")
+    if settings.blends:
+        blend_answers(settings, store)
+
+
 def blended(settings: Any, store: Store, progress: bool = True) -> Blends:
-    """Blends of the training people, `settings.blends` for each of their pictures, the same in every run.
+    """Blends of the training people: `settings.blends` for each of their pictures, the same for the same pictures.
 
     Args:
         settings: TrainSettings with a teacher.
@@ -37,33 +44,35 @@ def blended(settings: Any, store: Store, progress: bool = True) -> Blends:
     Raises:
         InputError: as `kept_answers`.
     """
+    pairs, answers = blend_answers(settings, store, progress)
+    of_people = teacher_answers(settings, store, store.indices("train"), progress)
+    rows = centred(answers[:, :EMBEDDING_DIM], of_people)
+    points = answers[:, EMBEDDING_DIM:].reshape(-1, 2, 5, 2)
+    places = (points / settings.crop + 0.5) * settings.image_size
+    store.check_unaltered()
+    pictures = np.empty((len(pairs), *store.images.shape[1:]), np.uint8)
+    for picture, pair, (onto, of_other) in zip(pictures, pairs, places, strict=True):
+        face, other = store.images[pair]
+        if settings.align == "none":  # else both are in place already
+            other = laid_over(other, of_other, onto)
+        cv2.addWeighted(face, 0.5, other, 0.5, 0, dst=picture)
+    return Blends(pictures, rows)
+
+
+def blend_answers(
+    settings: Any, store: Store, progress: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """(M, 2) rows of `store` that are blended, and (M, A) what the teacher says of each blend: see `dlib_blend`."""
     train = store.indices("train")
-    first, second = train[partners(store.labels[train], settings.blends)]
-    keys = [
-        blend_key(store.picture_hashes[a], store.picture_hashes[b])
-        for a, b in zip(first, second, strict=True)
-    ]
+    pairs = train[partners(store.labels[train], settings.blends)].T
+    hashes, files = store.picture_hashes, [store.root / path for path in store.paths]
+    keys = [blend_key(hashes[a], hashes[b]) for a, b in pairs]
     questions = {
-        key: tuple(
-            part for i in pair for part in (store.picture_hashes[i], store.root / store.paths[i])
-        )
-        for key, pair in zip(keys, zip(first, second, strict=True), strict=True)
+        key: (hashes[a], files[a], hashes[b], files[b])
+        for key, (a, b) in zip(keys, pairs, strict=True)
     }
     known = kept_answers(settings, "-blends", questions, progress)
-    answers = np.stack([known[key] for key in keys])
-    embeddings, points = answers[:, :EMBEDDING_DIM], answers[:, EMBEDDING_DIM:].reshape(-1, 2, 5, 2)
-    if settings.align == "none":
-        places = (points / settings.crop + 0.5) * settings.image_size
-    else:  # in place already
-        places = np.broadcast_to(points[:1, :1], points.shape)
-    store.check_unaltered()
-    pictures = np.stack(
-        [
-            blend(store.images[a], store.images[b], *pair)
-            for a, b, pair in zip(first, second, places, strict=True)
-        ]
-    )
-    return Blends(pictures, centred(embeddings, teacher_answers(settings, store, train, progress)))
+    return pairs, np.stack([known[key] for key in keys])
 
 
 def partners(labels: np.ndarray, rounds: int) -> np.ndarray:
@@ -83,10 +92,7 @@ def blend_key(digest: str, other: str) -> str:
     return hashlib.sha256(f"{digest} {other}".encode()).hexdigest()
 
 
-def blend(
-    face: np.ndarray, other: np.ndarray, points: np.ndarray, other_points: np.ndarray
-) -> np.ndarray:
-    """(S, S, 3) uint8: the mean of a face and another that is laid over it, points (5, 2) in pixels on points."""
+def laid_over(face: np.ndarray, points: np.ndarray, onto: np.ndarray) -> np.ndarray:
+    """(S, S, 3) uint8: a face turned, scaled and shifted so that its points (5, 2) come onto others, all in pixels."""
     size = len(face)
-    laid = warp(other, other_points - 0.5, size, 1.0, points / size)
-    return cv2.addWeighted(face, 0.5, laid, 0.5, 0)
+    return warp(face, points - 0.5, size, 1.0, onto / size)

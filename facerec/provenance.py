@@ -70,8 +70,9 @@ def provenance(
     }
     data = {"name": store.name, "digest": store.digest}
     teacher = (earlier or {}).get("teacher")
-    taught = {"teacher": teacher} if isinstance(teacher, Mapping) else {}
-    return {"salt": salt, "data": data, "recipe": recipe, **parts, **taught, **facts}
+    if isinstance(teacher, Mapping):
+        facts = {**facts, "teacher": {**teacher, **facts.get("teacher", {})}}
+    return {"salt": salt, "data": data, "recipe": recipe, **parts, **facts}
 
 
 def met(

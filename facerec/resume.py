@@ -14,7 +14,15 @@ from typing import Any, NamedTuple
 
 from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.data.store import Store
-from facerec.settings import InputError, Settings, as_params, canonical, read_recipe, validate
+from facerec.settings import (
+    InputError,
+    Settings,
+    as_params,
+    canonical,
+    defaults,
+    read_recipe,
+    validate,
+)
 
 try:
     import fcntl
@@ -132,7 +140,7 @@ def settings_of_checkpoint(model: type[Settings], given: Mapping[str, Any]) -> A
     """
     output = given.get("output", model.model_fields["output"].default)
     resumed = find(output, given["resume"])
-    known = resumed.checkpoint.state.get("settings", {})
+    known = defaults(model) | resumed.checkpoint.state.get("settings", {})
     said = as_params(validate(model, {**known, **given}, lambda key: "command line"))
     differences = [
         f"{key}={said[key]} against {known.get(key)}"

@@ -79,6 +79,15 @@ def canonical(value: Any) -> str:
     return str(value)
 
 
+def defaults(model: type[Settings]) -> dict[str, str]:
+    """What every setting is where nobody says anything, as `as_params` has it."""
+    return {
+        name: canonical(field.default)
+        for name, field in model.model_fields.items()
+        if not field.is_required()
+    }
+
+
 def as_params(settings: Settings) -> dict[str, str]:
     """Every setting once, as the text that MLflow keeps."""
     return {name: canonical(value) for name, value in settings.model_dump().items()}

@@ -43,12 +43,17 @@ def count(study: optuna.Study, *states: TrialState) -> int:
 
 
 def open_study(
-    storage: BaseStorage, name: str, described: Mapping[str, Any], directions: Sequence[str]
+    storage: BaseStorage,
+    name: str,
+    described: Mapping[str, Any],
+    directions: Sequence[str],
+    usual: Mapping[str, str],
 ) -> tuple[optuna.Study, bool]:
     """The study of that name, made where there is none.
 
     Args:
         described: what its trials have in common, plain JSON values.
+        usual: settings that an older study may not tell of, since they came later, and what they were for it.
 
     Returns:
         The study, and whether it was made here.
@@ -63,6 +68,8 @@ def open_study(
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
     before = wait_for(study, "described")
+    if before:
+        before = {**before, "settings": {**usual, **before["settings"]}}
     differing = differences(before, described) if before else []
     if differing:
         raise InputError(

@@ -1,7 +1,7 @@
 """A teacher: a network of somebody else's whose embeddings of the training pictures a student learns to give.
 
-It sees the whole picture, not the student's cut-out. Its answers are kept in the cache folder by the picture's SHA-256,
-so that each is asked for once.
+It sees the whole picture, not the student's cut-out, and may be asked about blends of two pictures too. Its answers are
+kept in the cache folder, by the picture's SHA-256, so that each is asked for once.
 
 Axes: N pictures, E embedding, A what one answer holds.
 """
@@ -77,10 +77,10 @@ def check_teacher(settings: Any) -> None:
             f"loss={settings.loss} and teacher={settings.teacher or 'none'}: loss distill learns from a teacher "
             "(set teacher to dlib), and no other loss does"
         )
-    if settings.blends and (settings.teacher is None or settings.confusable):
+    if settings.blends and (settings.teacher is None or settings.images_per_identity > 1):
         raise InputError(
-            f"blends={settings.blends}: only loss distill learns from blends, and not with confusable=true; leave one "
-            "of them out"
+            f"blends={settings.blends}: only loss distill learns from blends, and only where every picture comes once "
+            "an epoch (set images_per_identity to 1)"
         )
     if settings.teacher is None:
         return
@@ -165,7 +165,7 @@ def kept_answers(
     """
     folder, name = cache_folder(settings.cache), settings.teacher
     path = folder / "teachers" / f"{name}{kind}-{TEACHERS[name].version}.safetensors"
-    known = read_answers(path)
+    known = read_answers(path, WIDTH[name + kind])
     missing = {key: question for key, question in questions.items() if key not in known}
     if missing:
         with cache_errors(folder):
@@ -196,11 +196,11 @@ def ask(
                 fresh[key] = answer
                 bar.update()
                 if time.monotonic() - saved_at > SAVE_SECONDS:
-                    write_answers(path, fresh)
+                    write_answers(path, fresh, WIDTH[name + kind])
                     saved_at = time.monotonic()
         finally:
             if fresh:
-                write_answers(path, fresh)
+                write_answers(path, fresh, WIDTH[name + kind])
     return fresh
 
 
@@ -240,26 +240,27 @@ def start_worker() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def read_answers(path: Path) -> dict[str, np.ndarray]:
-    """key → (A,) float32 of what is kept at `path`; empty where that is missing or damaged."""
+def read_answers(path: Path, width: int) -> dict[str, np.ndarray]:
+    """key → (width,) float32 of what is kept at `path`; empty where that is missing or damaged."""
     try:
         kept = load(path.read_bytes())
         hashes, embeddings = kept["hashes"], kept["embeddings"]
     except (OSError, SafetensorError, ValueError, KeyError):
         return {}
-    if hashes.shape != (len(embeddings), 32) or embeddings.ndim != 2:
+    if hashes.shape != (len(embeddings), 32) or embeddings.shape[1:] != (width,):
         return {}
     return {
         row.tobytes().hex(): embedding for row, embedding in zip(hashes, embeddings, strict=True)
     }
 
 
-def write_answers(path: Path, fresh: Mapping[str, np.ndarray]) -> None:
+def write_answers(path: Path, fresh: Mapping[str, np.ndarray], width: int) -> None:
     """Adds answers to those that are kept at `path`."""
-    kept = read_answers(path) | fresh
+    kept = read_answers(path, width) | fresh
     hashes = np.frombuffer(bytes.fromhex("".join(kept)), np.uint8).reshape(-1, 32)
     write_file(path, save({"hashes": hashes, "embeddings": np.stack(list(kept.values()))}))
 
 
 # What answers a question, by the teacher's name and the kind of question: about a picture, or about a blend of two.
 ANSWER = {"dlib": dlib_answer, "dlib-blends": dlib_blend}
+WIDTH = {"dlib": EMBEDDING_DIM, "dlib-blends": EMBEDDING_DIM + 20}

@@ -107,8 +107,8 @@ class Trainer:
         save: called with (step, tensors, state) whenever a checkpoint is due.
         progress: show a bar.
         initial: provenance of the model that the weights are from, kept for who writes the new one.
-        more: (M, S, S, 3) uint8, training pictures of nobody, numbered after those of the store; an objective that
-            goes by picture alone can learn from them.
+        extra_pictures: (M, S, S, 3) uint8, training pictures of nobody, numbered after those of the store, for an
+            objective that goes by picture.
 
     Attributes:
         average: the network whose weights are validated and kept.
@@ -125,15 +125,15 @@ class Trainer:
         save: Callable[[int, dict[str, Tensor], dict[str, Any]], Any] = lambda *parts: None,
         progress: bool = True,
         initial: Mapping[str, Any] | None = None,
-        more: np.ndarray | None = None,
+        extra_pictures: np.ndarray | None = None,
     ) -> None:
         self.device = resolve_device(settings.device)
         self.settings, self.store, self.save, self.progress = settings, store, save, progress
-        self.initial, self.more = initial, more
+        self.initial, self.extra_pictures = initial, extra_pictures
         self.train_indices, self.val_indices = store.indices("train"), store.indices("val")
         self.train_labels = np.unique(store.labels[self.train_indices], return_inverse=True)[1]
-        if more is not None:
-            nobody = self.train_labels.max() + 1 + np.arange(len(more))
+        if extra_pictures is not None:
+            nobody = self.train_labels.max() + 1 + np.arange(len(extra_pictures))
             self.train_labels = np.concatenate([self.train_labels, nobody])
         # What the objective is told of each picture; batches are drawn by identity either way.
         self.targets = (
@@ -296,9 +296,9 @@ class Trainer:
     def training_pictures(self, positions: np.ndarray) -> np.ndarray:
         """(B, S, S, 3) uint8: pictures of the store, then those of nobody."""
         real = len(self.train_indices)
-        if self.more is None:
+        if self.extra_pictures is None:
             return self.store.images[self.train_indices[positions]]
-        pictures = self.more[np.maximum(positions - real, 0)]
+        pictures = self.extra_pictures[np.maximum(positions - real, 0)]
         of_people = positions < real
         pictures[of_people] = self.store.images[self.train_indices[positions[of_people]]]
         return pictures

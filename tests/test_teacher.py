@@ -6,14 +6,17 @@ import hashlib
 import importlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from facerec import dlib_teacher, teacher
-from facerec.blends import blend, blend_key, blended, partners
+from facerec.blends import blend_key, blended, laid_over, partners
 from facerec.checkpoint import Checkpoints
 from facerec.commands.train import TrainSettings, make_trainer
+from facerec.data.align import FRAMES
 from facerec.data.store import DataSettings, Store, open_store
 from facerec.dlib_teacher import dlib_answer, dlib_blend
 from facerec.leaks import leak
@@ -110,22 +113,29 @@ def test_a_damaged_cache_is_made_again(store, asked, tmp_path):
     assert np.array_equal(teacher_rows(settings(tmp_path), store, "train", progress=False), first)
 
 
+POINTS = np.float32([[-0.2, -0.1], [-0.1, -0.1], [0.1, -0.1], [0.2, -0.1], [0, 0.1]])
+
+
 @pytest.fixture
 def blends_asked(asked, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Pairs of SHA-256 that the fake teacher was asked about; it says what it says of the first, and sees no turn."""
+    """Pairs of SHA-256 that the fake teacher was asked about; it says what it says of the first, and finds the face of
+    the other to the right of it by an eighth of the picture's side."""
     pairs: list[tuple[str, str]] = []
-    points = np.float32([[-0.2, -0.1], [-0.1, -0.1], [0.1, -0.1], [0.2, -0.1], [0, 0.1]])
 
     def note(digest: str, path: Path, other: str, other_path: Path) -> np.ndarray:
         pairs.append((digest, other))
-        return np.concatenate([answer(digest, path), points.ravel(), points.ravel()])
+        shifted = POINTS + np.float32([1 / 8, 0])
+        return np.concatenate([answer(digest, path), POINTS.ravel(), shifted.ravel()])
 
     monkeypatch.setitem(teacher.ANSWER, "dlib-blends", note)
     return pairs
 
 
-def test_blends_are_of_two_training_people_and_asked_for_once(store, blends_asked, tmp_path):
-    recipe = settings(tmp_path, blends=2)
+@pytest.mark.parametrize(("align", "shift"), [("none", 4), ("five-point", 0)])
+def test_blends_are_of_two_training_people_and_asked_for_once(
+    store, blends_asked, tmp_path, align, shift
+):
+    recipe = settings(tmp_path, blends=2, crop=0.5, align=align)
     pictures, rows = blended(recipe, store, progress=False)
     train = store.indices("train")
     person = dict(zip(store.picture_hashes, store.labels, strict=True))
@@ -140,31 +150,36 @@ def test_blends_are_of_two_training_people_and_asked_for_once(store, blends_aske
     # What the teacher says of a blend, less the mean of what it says of people.
     first = teacher_rows(recipe, store, "train", progress=False)
     np.testing.assert_allclose(rows, np.tile(first, (2, 1)), atol=1e-5)
+    # An eighth of a picture of which half is seen in 16 pixels: 4 of them.
     one, other = (store.images[store.picture_hashes.index(digest)] for digest in blends_asked[0])
-    mean = (one.astype(float) + other) / 2
-    assert np.abs(pictures[0] - mean).max() <= 1
+    mean = (one[:, : 16 - shift].astype(float) + other[:, shift:]) / 2
+    assert np.abs(pictures[0, :, : 16 - shift] - mean).max() <= 1
 
 
 def test_a_face_is_laid_over_another_point_on_point():
-    face, other = (np.zeros((32, 32, 3), np.uint8) for _ in range(2))
-    points = np.array([[8.5, 10.5], [12.5, 10.5], [18.5, 10.5], [22.5, 10.5], [15.5, 20.5]])
-    for x, y in points.astype(int):
-        face[y, x] = 200
-        other[y + 3, x - 4] = 200
-    np.testing.assert_array_equal(blend(face, other, points, points + np.array([-4, 3])), face)
+    """Turned by a right angle and halved: what is red on one face comes to lie where it is on the other."""
+    onto = np.array([[10.0, 8], [14, 8], [18, 8], [22, 8], [16, 14]])
+    points = 2 * np.stack([-(onto[:, 1] - 16), onto[:, 0] - 16], 1) + 32
+    face = np.zeros((64, 64, 3), np.uint8)
+    for x, y in points:
+        cv2.circle(face, (round(x), round(y)), 5, (255, 0, 0), -1)
+    laid = laid_over(face, points, onto)
+    for x, y in onto:
+        assert laid[round(y - 0.5), round(x - 0.5), 0] > 200
+    assert laid[40, 40].max() == 0
 
 
 def test_partners_are_of_other_people_whoever_has_most_pictures():
     labels = np.array([0] * 50 + [1, 2])
     first, second = partners(labels, 3)
-    assert (
-        np.array_equal(first, np.tile(np.arange(52), 3)) and (labels[first] != labels[second]).all()
-    )
+    assert np.array_equal(first, np.tile(np.arange(52), 3))
+    assert (labels[first] != labels[second]).all()
+    assert np.array_equal(partners(labels, 2)[1], second[:104])  # asked for already
     assert blend_key("a", "b") != blend_key("b", "a")
 
 
-def test_a_student_learns_from_blends_too(store, blends_asked, tmp_path):
-    recipe = settings(tmp_path, blends=1, epochs=1)
+def test_a_student_learns_from_blends_too_and_goes_on_where_it_was(store, blends_asked, tmp_path):
+    recipe = settings(tmp_path, blends=1, epochs=2, images_per_identity=1)
     trainer = make_trainer(recipe, store, tmp_path, progress=False)
     train, blends = store.indices("train"), blended(recipe, store, progress=False)
     assert trainer.steps_per_epoch == 2 * len(train) // recipe.batch_size
@@ -172,7 +187,14 @@ def test_a_student_learns_from_blends_too(store, blends_asked, tmp_path):
     expected = [blends.pictures[3], store.images[train[1]], blends.pictures[0]]
     np.testing.assert_array_equal(seen.cpu(), np.stack(expected))
     assert np.array_equal(trainer.objective.loss.targets[len(train) :].cpu(), blends.rows)
-    list(trainer)
+    rows = iter(trainer)
+    next(rows), next(rows)
+    checkpoint, _ = Checkpoints(tmp_path / "checkpoints").newest()
+    list(rows)
+    resumed = make_trainer(recipe, store, tmp_path / "again", checkpoint, progress=False)
+    list(resumed)
+    for one, other in zip(trainer.network.parameters(), resumed.network.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_several_processes_answer_in_order(store, tmp_path, monkeypatch):
@@ -204,7 +226,7 @@ def test_a_checkpoint_of_other_answers_is_refused(store, asked, tmp_path, monkey
         ({"teacher": None}, "set teacher to dlib"),
         ({"loss": "triplet"}, "no other loss"),
         ({"embedding_dim": 64}, "set embedding_dim to 128"),
-        ({"blends": 1, "confusable": True, "images_per_identity": 2}, "only loss distill learns"),
+        ({"blends": 1, "images_per_identity": 2}, "set images_per_identity to 1"),
         ({"blends": 1, "loss": "arcface", "teacher": None}, "only loss distill learns"),
         ({"align": "five-point"}, "set face_choice to central"),
         ({}, "facerec\\[teacher\\]"),
@@ -236,9 +258,10 @@ def test_model_and_its_descendants_name_the_teacher(store, tmp_path):
         assert "CC0" in card and "nobody can check" in card and "without outside" in card
     assert "teacher**" not in model_card(recipe, {}, provenance(store, recipe))
     of_blends = provenance(store, recipe, teacher=TEACHERS["dlib"].about | {"blends": "2"})
-    assert "pictures, and for 2 times as many blends of two of them, (" in model_card(
-        recipe, {}, of_blends
-    )
+    later = provenance(store, recipe, of_blends, teacher=TEACHERS["dlib"].about)
+    for each in (of_blends, later):
+        words = "pictures, and for 2 times as many blends of two of them, ("
+        assert words in model_card(recipe, {}, each)
 
 
 def test_dlib_knows_people(lfw, tmp_path):
@@ -258,7 +281,13 @@ def test_dlib_knows_people(lfw, tmp_path):
     )
     assert np.linalg.norm(one - same) < 0.6 < np.linalg.norm(one - other)
     asked = [(hashlib.sha256(path.read_bytes()).hexdigest(), path) for path in paths]
-    np.testing.assert_allclose(dlib_blend(*asked[0], *asked[0])[:128], one, atol=1e-6)
+    of_itself = dlib_blend(*asked[0], *asked[0])
+    np.testing.assert_allclose(of_itself[:128], one, atol=1e-6)
+    # Eyes' corners and nose where LFW has them: see FRAMES, whose points are the eyes' middles.
+    points = of_itself[128:].reshape(2, 5, 2)[0] + 0.5
+    eyes = points[:4].reshape(2, 2, 2).mean(1)
+    np.testing.assert_allclose(np.sort(eyes[:, 0]), FRAMES["lfw"][:2, 0], atol=0.05)
+    np.testing.assert_allclose(eyes[:, 1], FRAMES["lfw"][:2, 1], atol=0.05)
     of_two = dlib_blend(*asked[0], *asked[2])[:128]  # nobody: neither of them, and between them
     apart = np.linalg.norm(one - other)
     assert 0.3 < np.linalg.norm(of_two - one) < apart > np.linalg.norm(of_two - other) > 0.3

@@ -18,14 +18,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from pydantic import Field
 
+from facerec.blends import ask_teacher
 from facerec.commands.sweep_trial import Job, study_trials, trial_settings, worker
-from facerec.commands.train import TrainSettings, check, lessons, train
+from facerec.commands.train import TrainSettings, check, train
 from facerec.data.files import write_bytes
 from facerec.data.store import Store, open_store
 from facerec.interrupt import Stopped
 from facerec.page import write_html
 from facerec.registry import register
-from facerec.settings import InputError, as_params, canonical, expanded, resolve, validate
+from facerec.settings import InputError, as_params, canonical, defaults, expanded, resolve, validate
 from facerec.space import Space
 from facerec.space_file import NOT_SEARCHED, read_space
 from facerec.study import DONE, count, open_study, wait_for
@@ -118,7 +119,9 @@ def run(settings: SweepSettings, config: str | None = None) -> None:
     if not len(store.indices("val")) and any(m.startswith("val/") for m in space.objectives):
         raise InputError(f"{store.name} has too few people to validate with: a study needs some")
     if settings.teacher:  # asked once, and not by every worker
-        lessons(settings, store)
+        searched = [max(p.values) for p in space.parameters if p.setting == "blends"]
+        most = max([settings.blends, *searched])
+        ask_teacher(settings.model_copy(update={"blends": most}), store)
     name = settings.study or Path(settings.space).stem
     where = settings.storage or str(Path(settings.output) / "studies" / f"{name}.journal")
     study, parent = join(name, where, described(settings, space, store), space)
@@ -179,7 +182,8 @@ def join(
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = open_storage(where, heartbeat=60)
-    study, made = open_study(storage, name, description, list(space.objectives.values()))
+    usual = {k: v for k, v in defaults(TrainSettings).items() if k in description["settings"]}
+    study, made = open_study(storage, name, description, list(space.objectives.values()), usual)
     parent = None if made else wait_for(study, "mlflow_run")
     if parent is None:
         return study, None

@@ -25,7 +25,7 @@ from facerec.data.store import Store, open_store
 from facerec.interrupt import Stopped, stop_softly
 from facerec.model.network import parameter_count
 from facerec.resume import FREE
-from facerec.settings import InputError, as_params, canonical, one_line, validate
+from facerec.settings import InputError, as_params, canonical, defaults, one_line, validate
 from facerec.space import Space
 from facerec.study import Deaths, count, work
 from facerec.study_storage import make_pruner, make_sampler, open_storage
@@ -299,7 +299,8 @@ def saved(trial: Trial, settings: TrainSettings, store: Store, folder: Path) -> 
     checkpoint, _ = Checkpoints(old / "checkpoints").newest()
     if checkpoint is None or checkpoint.state.get("data_digest") != store.digest:
         return None
-    known, wanted = checkpoint.state.get("settings", {}), as_params(settings)
+    known = defaults(TrainSettings) | checkpoint.state.get("settings", {})
+    wanted = as_params(settings)
     if any(known.get(key) != wanted[key] for key in wanted if key not in FREE):
         return None
     old.rename(folder)

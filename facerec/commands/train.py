@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from facerec import parallel
-from facerec.blends import blended
+from facerec.blends import ask_teacher, blended
 from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.compute import keep_freed_memory, resolve_device
 from facerec.data.align import AlignSettings, check_align
@@ -109,7 +109,7 @@ def run(settings: TrainSettings, config: str | None = None) -> None:
                 say(f"{sentence}; going on from the one before")
         check_whole_batch(store.labels[store.indices("train")], settings)
         if settings.teacher:  # its answers, before the run starts
-            parallel.first_before_others(lambda: lessons(settings, store))
+            parallel.first_before_others(lambda: ask_teacher(settings, store))
         try:
             if parallel.is_first():
                 lead(settings, config, store, resumed)
@@ -307,9 +307,11 @@ def describe(mlflow_run: Run, trainer: Trainer, store: Store) -> None:
     backend = resolve_backend(trainer.settings.scan_backend, trainer.device)
     parameters = parameter_count(trainer.network)
     train, val = (store.labels[store.indices(part)] for part in ("train", "val"))
+    blends = trainer.extra_pictures
     say(
         f"{store.name}: {len(train)} pictures of {len(np.unique(train))} people to train on, "
         f"{len(val)} of {len(np.unique(val))} to validate with"
+        + (f"; {len(blends)} blends to train on" if blends is not None else "")
     )
     say(
         f"{parameters / 1e6:.2f} M parameters on {trainer.device}, scan by {backend}; MLflow run {mlflow_run.id}"

@@ -48,6 +48,9 @@ FRAMES = {
 WORK_SIDE = (
     640  # longer side, in pixels, at which faces are looked for: landmarks come out as whole pixels
 )
+WARP_VERSION = (
+    2  # raise when the same face comes out otherwise: stores of the older one are not opened
+)
 MIN_FACE = 40  # smallest face looked for, at that size
 MIN_CONFIDENCE = 0.9
 MIN_EYES = 12.0  # pixels between the eyes below which nothing is left to recognise
@@ -204,12 +207,12 @@ def warp(
     """
     target = ((template - 0.5) / crop + 0.5) * size
     turn, shift = _similarity(points + 0.5, target)
-    shrink = min(1.0, abs(turn))  # shrinking by averaging first, since warpAffine would alias
-    if shrink < 1:
-        width, height = (max(1, round(side * shrink)) for side in picture.shape[1::-1])
-        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-        turn /= shrink
     matrix = np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
+    if abs(turn) < 1:  # shrinking by averaging first, since warpAffine would alias
+        sides = np.array(picture.shape[1::-1])
+        small = np.maximum(1, np.round(sides * abs(turn))).astype(int)
+        picture = cv2.resize(picture, small.tolist(), interpolation=cv2.INTER_AREA)
+        matrix[:, :2] *= sides / small
     matrix[:, 2] += (
         matrix[:, :2] @ (0.5, 0.5) - 0.5
     )  # cv2 counts from the middle of the first pixel
