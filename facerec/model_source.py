@@ -36,6 +36,7 @@ def model_folder(source: str | PathLike[str]) -> Iterator[Path]:
     """
     text = str(source)
     if text.startswith(URIS):
+        text = text.rstrip("/")
         with tempfile.TemporaryDirectory(prefix="facerec-") as folder:
             yield fetch(text, folder)
         return

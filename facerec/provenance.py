@@ -200,7 +200,7 @@ def teacher_words(teacher: Mapping[str, str] | None) -> str:
     teacher = defaultdict(lambda: "unknown", teacher)
     blends = ""
     if "blends" in teacher:
-        blends = f", and for {teacher['blends']} times as many blends of two of them,"
+        blends = f", and for {teacher['blends']} times as many blends of two of them"
     return f"""
 **It has learnt from a teacher**: from the embeddings that {teacher["name"]}'s {teacher["network"]} gives for these
 pictures{blends} ({teacher["source"]}, {teacher["licence"]}, SHA-256 `{teacher["sha256"][:16]}`).

@@ -141,6 +141,10 @@ def settings_of_checkpoint(model: type[Settings], given: Mapping[str, Any]) -> A
     output = given.get("output", model.model_fields["output"].default)
     resumed = find(output, given["resume"])
     known = defaults(model) | resumed.checkpoint.state.get("settings", {})
+    if "model" in known and "model" not in model.model_fields:
+        raise InputError(
+            f"run {resumed.run_id} is one of finetune: facerec finetune --resume {resumed.run_id}"
+        )
     said = as_params(validate(model, {**known, **given}, lambda key: "command line"))
     differences = [
         f"{key}={said[key]} against {known.get(key)}"

@@ -77,10 +77,14 @@ def check_teacher(settings: Any) -> None:
             f"loss={settings.loss} and teacher={settings.teacher or 'none'}: loss distill learns from a teacher "
             "(set teacher to dlib), and no other loss does"
         )
-    if settings.blends and (settings.teacher is None or settings.images_per_identity > 1):
+    if settings.blends and settings.teacher is None:
         raise InputError(
-            f"blends={settings.blends}: only loss distill learns from blends, and only where every picture comes once "
-            "an epoch (set images_per_identity to 1)"
+            f"blends={settings.blends}: only loss distill learns from blends; set blends to 0"
+        )
+    if settings.blends and settings.images_per_identity > 1:
+        raise InputError(
+            f"blends={settings.blends}: blends are learnt where every picture comes once an epoch; set "
+            "images_per_identity to 1"
         )
     if settings.teacher is None:
         return

@@ -68,12 +68,11 @@ def threshold_at(calibration: Mapping[str, Any], far: float) -> tuple[float, int
         (value for known, value in usable.items() if math.isclose(known, far, rel_tol=1e-6)), None
     )
     if at is None:
-        known = ", ".join(f"{value:g}" for value in usable) or "none"
+        known = ", ".join(f"{value:g}" for value in usable)
         few = any(math.isclose(k, far, rel_tol=1e-6) for k in entries)
         why = f", since too few pairs of two people were there in validation ({pairs:,})" * few
-        raise InputError(
-            f"far={far:g}: the model has no threshold for it{why}; give one of those that it has: {known}"
-        )
+        instead = f"give one of those that it has: {known}" if known else "it has none for another"
+        raise InputError(f"far={far:g}: the model has no threshold for it{why}; {instead}")
     return at, pairs
 
 

@@ -260,7 +260,7 @@ def test_model_and_its_descendants_name_the_teacher(store, tmp_path):
     of_blends = provenance(store, recipe, teacher=TEACHERS["dlib"].about | {"blends": "2"})
     later = provenance(store, recipe, of_blends, teacher=TEACHERS["dlib"].about)
     for each in (of_blends, later):
-        words = "pictures, and for 2 times as many blends of two of them, ("
+        words = "pictures, and for 2 times as many blends of two of them ("
         assert words in model_card(recipe, {}, each)
 
 
