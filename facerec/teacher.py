@@ -84,7 +84,7 @@ def check_teacher(settings: Any) -> None:
     if settings.blends and settings.images_per_identity > 1:
         raise InputError(
             f"blends={settings.blends}: blends are learnt where every picture comes once an epoch; set "
-            "images_per_identity to 1"
+            "images_per_identity to 1, and confusable to false"
         )
     if settings.teacher is None:
         return
