@@ -31,7 +31,7 @@ from facerec.intervals import Figure
 from facerec.leaks import Leak
 from facerec.protocols import identities, lfw_view1
 from facerec.resume import FREE
-from facerec.settings import as_params, resolve
+from facerec.settings import as_params, defaults, resolve
 from facerec.tables import as_metrics
 from facerec.tracking import Run, absolute_tracking_uri, say
 
@@ -119,7 +119,7 @@ def find(settings: TrainSettings) -> MlflowRun | None:
     runs = [
         run
         for run in client.search_runs([experiment.experiment_id])
-        if wanted.items() <= run.data.params.items()
+        if wanted.items() <= (defaults(TrainSettings) | run.data.params).items()
     ]
     done = [run for run in runs if run.info.status == "FINISHED"]
     folder = Path(settings.output)

@@ -35,6 +35,17 @@ def ask_teacher(settings: Any, store: Store) -> None:
         blend_answers(settings, store)
 
 
+def lessons(
+    settings: Any, store: Store, progress: bool = True
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """What a teacher's student is to say of the training pictures, then of the blends; and the blends, if any."""
+    rows = teacher_rows(settings, store, "train", progress)
+    if not settings.blends:
+        return rows, None
+    blends = blended(settings, store, progress)
+    return np.concatenate([rows, blends.rows]), blends.pictures
+
+
 def blended(settings: Any, store: Store, progress: bool = True) -> Blends:
     """Blends of the training people: `settings.blends` for each of their pictures, the same for the same pictures.
 

@@ -67,11 +67,9 @@ def open_study(
         return study, True
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
-    before = wait_for(study, "described")
-    if before:
-        before = {**before, "settings": {**usual, **before["settings"]}}
-    differing = differences(before, described) if before else []
-    if differing:
+    before = wait_for(study, "described") or described  # its maker died before it could say
+    before = {**before, "settings": {**usual, **before["settings"]}}
+    if differing := differences(before, described):
         raise InputError(
             f"study {name} is about something else: {'; '.join(differing)}; give this one another name by study, "
             "or leave out what differs"

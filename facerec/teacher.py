@@ -142,11 +142,11 @@ def teacher_answers(
     Raises:
         InputError: as `kept_answers`.
     """
-    asked = {i: (store.picture_hashes[i], store.root / store.paths[i]) for i in rows}
-    known = kept_answers(
-        settings, "", {digest: (digest, path) for digest, path in asked.values()}, progress
-    )
-    return np.stack([known[digest] for digest, _ in asked.values()])
+    hashes = [store.picture_hashes[i] for i in rows]
+    files = [store.root / store.paths[i] for i in rows]
+    questions = {digest: (digest, path) for digest, path in zip(hashes, files, strict=True)}
+    known = kept_answers(settings, "", questions, progress)
+    return np.stack([known[digest] for digest in hashes])
 
 
 def kept_answers(

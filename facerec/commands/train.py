@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from facerec import parallel
-from facerec.blends import ask_teacher, blended
+from facerec.blends import ask_teacher, lessons
 from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.compute import keep_freed_memory, resolve_device
 from facerec.data.align import AlignSettings, check_align
@@ -236,17 +236,6 @@ def make_trainer(
             )
         trainer.restore(checkpoint)
     return trainer
-
-
-def lessons(
-    settings: TrainSettings, store: Store, progress: bool = True
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """What a teacher's student is to say of the training pictures, then of the blends; and the blends, if any."""
-    rows = teacher_rows(settings, store, "train", progress)
-    if not settings.blends:
-        return rows, None
-    blends = blended(settings, store, progress)
-    return np.concatenate([rows, blends.rows]), blends.pictures
 
 
 def start_from(network: nn.Module, source: str) -> dict[str, Any]:
