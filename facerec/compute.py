@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facerec.data.batches import chunks, to_input
+from facerec.data.batches import BatchSettings, chunks, to_input
 from facerec.settings import InputError
 
+NO_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|out of memory", re.IGNORECASE)
 # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 MALLOC_KEEPS = ((-4, 0), (-1, 2**31 - 1), (-2, 2**26))
 
@@ -33,14 +35,22 @@ def resolve_device(name: str) -> torch.device:
 
 
 def autocast(precision: str, device: torch.device) -> Any:
-    """The autocast context of a `precision` setting; `auto` is bfloat16 on a card that computes in it."""
-    bf16 = precision == "bf16" or (precision == "auto" and computes_in_bf16(device))
+    """The autocast context of a `precision` setting."""
+    bf16 = resolve_precision(precision, device) == "bf16"
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether this is a CUDA card with bfloat16 in its circuits: Ampere and later."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+def resolve_precision(name: str, device: torch.device) -> str:
+    """What a `precision` setting means on a device: `auto` is bf16 where that is the faster, fp32 elsewhere.
+
+    Faster it is where bfloat16 has circuits of its own: CUDA cards from Ampere on, CPUs with AMX tiles (Sapphire
+    Rapids and later). A CPU without them spends more on conversions than it gains.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
 
 
 @contextmanager
@@ -120,3 +130,25 @@ def embed_pictures(
             embeddings.append(network(to_input(to_device(pictures[rows[part]], device))))
     network.train(was_training)
     return torch.cat(embeddings).cpu()
+
+
+@contextmanager
+def memory_told(settings: BatchSettings, device: torch.device) -> Iterator[None]:
+    """Tells of a batch that does not fit into memory in a sentence, with the batch_size to try.
+
+    Raises:
+        InputError: where torch, or the kernels, could not get the memory that they asked for.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and not NO_MEMORY.search(str(error)):
+            raise
+        size, people = settings.batch_size, settings.images_per_identity
+        half = size // 2 // people * people
+        advice = f"set batch_size to {half}" if half >= 2 * people else "take a smaller network"
+        raise InputError(
+            f"a batch of {size} pictures does not fit into the memory of {device}: {advice}; "
+            "what was trained until then is in the last checkpoint"
+        ) from error

@@ -1,5 +1,6 @@
-"""Miners: which pairs and triplets of a batch count, told by masks, so that the host never waits for the device.
+"""Mining: which pairs and triplets of a batch count, and which people of the whole training set are confused.
 
+Miners tell by masks, so that the host never waits for the device.
 pytorch-metric-learning's miners of the same names hand over index tensors, whose length the host has to wait for in
 every step. A mask says the same, and stays on the device. It tells what is left out, so that a NaN stays in and the
 loss tells of it.
@@ -13,7 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from facerec.data.batches import chunks
 
 SIMILARITY_SLACK = 0.1  # epsilon of the multi-similarity miner, cosine
 
@@ -120,3 +123,23 @@ def pairs_that_count(miner: str, batch: Batch) -> tuple[Tensor, Tensor]:
     mined = torch.zeros_like(batch.positive).index_put((anchors, positives), triplets.any(1))
     of_anchor = torch.zeros_like(batch.negative, dtype=torch.int32)
     return mined, of_anchor.index_add(0, anchors, triplets.int()) > 0
+
+
+def confusable_people(embeddings: Tensor, labels: np.ndarray, count: int = 64) -> np.ndarray:
+    """(C, count) identities whose mean embeddings lie nearest to each identity's, nearest first.
+
+    Args:
+        embeddings: (N, E) unit length.
+        labels: (N,) identities 0 ... C - 1.
+    """
+    people = int(labels.max()) + 1
+    sums = torch.zeros(people, embeddings.shape[1]).index_add_(
+        0, torch.from_numpy(labels), embeddings
+    )
+    centres = nn.functional.normalize(sums, dim=1)
+    rows = []
+    for part in chunks(people, 1024):
+        similarity = centres[part] @ centres.T
+        similarity[torch.arange(len(similarity)), torch.arange(people)[part]] = -2.0
+        rows.append(similarity.topk(min(count, people - 1), dim=1).indices)
+    return torch.cat(rows).numpy()

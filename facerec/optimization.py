@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from facerec.trainer import TrainerSettings
+from facerec.trainer_settings import TrainerSettings
 
 NO_DECAY_NAMES = ("positions",)
 

@@ -13,16 +13,13 @@ Axes: B batch, H W picture, E embedding_dim.
 from __future__ import annotations
 
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,13 +29,13 @@ from facerec.compute import (
     autocast,
     embed_pictures,
     exact_products,
+    memory_told,
     resolve_device,
+    resolve_precision,
     to_device,
 )
 from facerec.data.batches import (
-    BatchSettings,
     augment,
-    check_batches,
     chunks,
     confusable_batches,
     epoch_batches,
@@ -47,49 +44,15 @@ from facerec.data.batches import (
 from facerec.data.store import Store
 from facerec.interrupt import Stopped
 from facerec.metrics import validation_figures
+from facerec.mining import confusable_people
 from facerec.objective import COLLAPSED_SPREAD, Objective, spread
 from facerec.optimization import Average, clone_state, learning_rate, parameter_groups
-from facerec.settings import InputError, Settings, one_line
+from facerec.settings import InputError, one_line
+from facerec.trainer_settings import check_whole_batch, whole_batch
 
 READ_EVERY = 50  # steps between two looks at the loss on CUDA, each of which waits for the device
-NO_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|out of memory", re.IGNORECASE)
 RESIDENT_SHARE = 0.25  # of the free device memory that the training pictures may take
 RESIDENT_CHUNK = 1024  # pictures copied to the device at a time
-
-
-class TrainerSettings(Settings):
-    """How the weights are found."""
-
-    group: ClassVar[str] = "Training"
-
-    epochs: int = Field(24, ge=1, le=100_000, description="Passes over the training people.")
-    lr: float = Field(2e-3, gt=0, le=10, description="Peak learning rate of AdamW.")
-    warmup_epochs: float = Field(
-        1.0, ge=0, description="Epochs of linear warm-up; a cosine to 0 follows."
-    )
-    weight_decay: float = Field(
-        0.05, ge=0, le=10, description="Weight decay; norms, biases, A and D are left out."
-    )
-    grad_clip: float = Field(1.0, ge=0, description="Largest gradient norm; 0 = no clipping.")
-    ema: float = Field(
-        0.99, ge=0, lt=1, description="Decay of the averaged weights that are validated and kept."
-    )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Arithmetic of the network; auto = bf16 on CUDA, fp32 on a CPU."
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where to compute; auto = CUDA if there is one."
-    )
-    compile: bool = Field(
-        False,
-        description="torch.compile the network: minutes at the start, for shorter steps on CUDA.",
-    )
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of weights, batches and augmentation.")
-    checkpoint_minutes: float = Field(
-        5.0,
-        gt=0,
-        description="Longest time between two checkpoints; an epoch's end is saved too where that costs under 1 %.",
-    )
 
 
 class TrainingFailed(InputError):
@@ -103,7 +66,7 @@ class Trainer:
         network: on any device; moved to `device`.
         objective: loss over training identities numbered 0 ... C - 1.
         store: pictures with their splits; only `train` and `val` are read.
-        settings: TrainerSettings and BatchSettings in one.
+        settings: TrainingSettings.
         save: called with (step, tensors, state) whenever a checkpoint is due.
         progress: show a bar.
         initial: provenance of the model that the weights are from, kept for who writes the new one.
@@ -128,6 +91,7 @@ class Trainer:
         extra_pictures: np.ndarray | None = None,
     ) -> None:
         self.device = resolve_device(settings.device)
+        self.precision = resolve_precision(settings.precision, self.device)
         self.settings, self.store, self.save, self.progress = settings, store, save, progress
         self.initial, self.extra_pictures = initial, extra_pictures
         self.train_indices, self.val_indices = store.indices("train"), store.indices("val")
@@ -244,7 +208,7 @@ class Trainer:
             self.store.images,
             self.train_indices,
             self.device,
-            self.settings.precision,
+            self.precision,
         )
         nearest = confusable_people(embeddings, self.train_labels)
         return confusable_batches(self.train_labels, nearest, self.batch, self.settings.seed, epoch)
@@ -260,7 +224,7 @@ class Trainer:
         labels, pairs = self.load_labels(positions)
         self.network.train()
         pictures = augment(to_input(pictures), self.settings, self.generator)
-        with autocast(self.settings.precision, self.device):
+        with autocast(self.precision, self.device):
             embeddings = self.replica(pictures)
         with exact_products():
             loss, mined = self.objective(parallel.gather(embeddings), labels, pairs)
@@ -379,7 +343,7 @@ class Trainer:
             self.store.images,
             self.val_indices,
             self.device,
-            self.settings.precision,
+            self.precision,
         )
         self.check_spread(embeddings)
         labels = self.store.labels[self.val_indices]
@@ -408,7 +372,12 @@ class Trainer:
             self.batches is not None and self.settings.confusable
         ):  # mined from weights that are no more
             tensors["plan/batches"] = torch.from_numpy(self.batches)
-        state = {"best_value": self.best_value, "history": self.history, "sums": self.sums}
+        state = {
+            "best_value": self.best_value,
+            "history": self.history,
+            "sums": self.sums,
+            "precision": self.precision,
+        }
         self.save(self.step, {k: v.clone() for k, v in tensors.items()}, state)
         self.saved_at = time.monotonic()
         self.saving_seconds = self.saved_at - started
@@ -450,67 +419,6 @@ class Trainer:
         self.batches = parts["plan"]["batches"].numpy() if "plan" in parts else None
         self.step = checkpoint.step
         self.best_value = checkpoint.state["best_value"]
+        # That of its start, though `auto` may mean another on the processor that goes on.
+        self.precision = checkpoint.state.get("precision", self.precision)
         self.history, self.sums = checkpoint.state["history"], checkpoint.state["sums"]
-
-
-@contextmanager
-def memory_told(settings: BatchSettings, device: torch.device) -> Iterator[None]:
-    """Tells of a batch that does not fit into memory in a sentence, with the batch_size to try.
-
-    Raises:
-        InputError: where torch, or the kernels, could not get the memory that they asked for.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not known and not NO_MEMORY.search(str(error)):
-            raise
-        size, people = settings.batch_size, settings.images_per_identity
-        half = size // 2 // people * people
-        advice = f"set batch_size to {half}" if half >= 2 * people else "take a smaller network"
-        raise InputError(
-            f"a batch of {size} pictures does not fit into the memory of {device}: {advice}; "
-            "what was trained until then is in the last checkpoint"
-        ) from error
-
-
-def confusable_people(embeddings: Tensor, labels: np.ndarray, count: int = 64) -> np.ndarray:
-    """(C, count) identities whose mean embeddings lie nearest to each identity's, nearest first.
-
-    Args:
-        embeddings: (N, E) unit length.
-        labels: (N,) identities 0 ... C - 1.
-    """
-    people = int(labels.max()) + 1
-    sums = torch.zeros(people, embeddings.shape[1]).index_add_(
-        0, torch.from_numpy(labels), embeddings
-    )
-    centres = nn.functional.normalize(sums, dim=1)
-    rows = []
-    for part in chunks(people, 1024):
-        similarity = centres[part] @ centres.T
-        similarity[torch.arange(len(similarity)), torch.arange(people)[part]] = -2.0
-        rows.append(similarity.topk(min(count, people - 1), dim=1).indices)
-    return torch.cat(rows).numpy()
-
-
-class TrainingSettings(TrainerSettings, BatchSettings):
-    """What a Trainer reads."""
-
-
-def whole_batch(settings: Any) -> Any:
-    """The same settings with the pictures of all ranks as batch_size, which is a rank's own."""
-    ranks = parallel.world().size
-    return settings.model_copy(update={"batch_size": settings.batch_size * ranks})
-
-
-def check_whole_batch(labels: np.ndarray, settings: Any) -> None:
-    """Raises InputError where the batch of all ranks cannot be filled from the training pictures."""
-    ranks = parallel.world().size
-    try:
-        check_batches(labels, whole_batch(settings))
-    except InputError as error:
-        if ranks == 1:
-            raise
-        raise InputError(f"counting the pictures of all {ranks} ranks, {error}") from None

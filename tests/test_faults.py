@@ -24,10 +24,11 @@ from mlflow.tracking import MlflowClient
 
 from facerec import trainer as trainer_module
 from facerec.checkpoint import Checkpoints
+from facerec.compute import memory_told
 from facerec.data.batches import augment
 from facerec.data.store import PIXELS
 from facerec.settings import InputError
-from facerec.trainer import TrainingFailed, memory_told
+from facerec.trainer import TrainingFailed
 from tests.conftest import PROJECT
 from tests.data.picture_files import people
 from tests.test_tracking import kill, port, serve  # noqa: F401

@@ -10,16 +10,13 @@ import pytest
 import torch
 
 from facerec.checkpoint import Checkpoints
+from facerec.compute import resolve_precision
 from facerec.data.store import Store
 from facerec.model.network import NetworkSettings, build_network
 from facerec.objective import Objective, ObjectiveSettings
 from facerec.optimization import learning_rate, parameter_groups
-from facerec.trainer import (
-    Trainer,
-    TrainerSettings,
-    TrainingFailed,
-    TrainingSettings,
-)
+from facerec.trainer import Trainer, TrainingFailed
+from facerec.trainer_settings import TrainerSettings, TrainingSettings
 
 
 class Small(TrainingSettings, ObjectiveSettings, NetworkSettings):
@@ -82,6 +79,16 @@ def test_learning_rate_by_hand():
     assert rates == sorted(rates[:4]) + sorted(rates[4:], reverse=True)
 
 
+@pytest.mark.parametrize(
+    "capabilities, meant", [({"amx_bf16": True}, "bf16"), ({"avx2": True}, "fp32"), ({}, "fp32")]
+)
+def test_auto_precision_on_a_cpu(monkeypatch, capabilities, meant):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    cpu = torch.device("cpu")
+    assert resolve_precision("auto", cpu) == meant
+    assert [resolve_precision(name, cpu) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+
+
 def test_what_must_not_decay_is_left_out():
     network = build_network(small())
     _, free = parameter_groups([network], 0.1)
@@ -115,8 +122,8 @@ def test_it_learns(loss):
 def test_resume_ends_with_the_same_weights(tmp_path, stop_after, stage):
     """Stopped within an epoch and at its end: the same weights, averages and history, bit for bit."""
     stages = {
-        "first": {"loss": "arcface", "miner": "none"},
-        "second": {"miner": "hard", "confusable": True},
+        "first": {"loss": "arcface", "miner": "none", "precision": "fp32"},
+        "second": {"miner": "hard", "confusable": True, "precision": "bf16"},
         "distill": {"loss": "distill", "teacher": "dlib", "miner": "none"},
         "resnet18": {"backbone": "resnet18"},
         "vit": {"backbone": "vit", "d_model": 64},
@@ -137,6 +144,7 @@ def test_resume_ends_with_the_same_weights(tmp_path, stop_after, stage):
     with pytest.raises(Killed):
         list(killed)
     resumed = trainer(settings)
+    resumed.precision = "neither"  # of another processor: the checkpoint knows better
     resumed.restore(Checkpoints(tmp_path).newest()[0])
     list(resumed)
     for one, other in (

@@ -41,7 +41,8 @@ from facerec.resume import Resumed, alone, asked_to_resume, find, settings_of_ch
 from facerec.settings import InputError, as_params, one_line, resolve
 from facerec.teacher import check_teacher, teacher_rows
 from facerec.tracking import Run, TrackingSettings, reach_tracking, say, track
-from facerec.trainer import Trainer, TrainingFailed, TrainingSettings, check_whole_batch
+from facerec.trainer import Trainer, TrainingFailed
+from facerec.trainer_settings import TrainingSettings, check_whole_batch
 
 
 class TrainSettings(
@@ -303,10 +304,16 @@ def describe(mlflow_run: Run, trainer: Trainer, store: Store) -> None:
         + (f"; {len(blends)} blends to train on" if blends is not None else "")
     )
     say(
-        f"{parameters / 1e6:.2f} M parameters on {trainer.device}, scan by {backend}; MLflow run {mlflow_run.id}"
+        f"{parameters / 1e6:.2f} M parameters on {trainer.device} in {trainer.precision}, scan by {backend}; "
+        f"MLflow run {mlflow_run.id}"
     )
     mlflow_run.tag(
-        {"parameters": parameters, "scan.backend": backend, "device": str(trainer.device)}
+        {
+            "parameters": parameters,
+            "scan.backend": backend,
+            "device": str(trainer.device),
+            "arithmetic": trainer.precision,
+        }
     )
     if (ranks := parallel.world().size) > 1:
         mlflow_run.tag({"ranks": ranks})

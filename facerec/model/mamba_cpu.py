@@ -73,36 +73,45 @@ def _matrices(projected: Tensor, rank: int, states: int) -> list[Tensor]:
 def _inner_forward(
     xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias, reverse, keep
 ):
-    tensors = (xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias)
-    floats = list(map(as_float, tensors))
+    weights = (conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias)
+    floats = list(map(as_float, weights))
     out, projected, kept = _inner_buffers(xz, x_proj_weight, A, keep)
     whole = projected
     if not keep:
         whole = projected.new_empty(*out.shape[:2], x_proj_weight.shape[0])
     rank, states = dt_proj_weight.shape[1], A.shape[1]
-    for part, u, delta in _chunks(floats[0], A.shape[0]):
-        x, z = _halves(floats[0][part])
-        of_part = whole[part]
+    for part, u, delta in _chunks(xz, A.shape[0]):
+        x, z = _halves(as_float(xz[part]))
+        out_part, of_part = out[part], whole[part]
+        gated = _float_room(out_part)
         rows = of_part.view(-1, of_part.shape[2])
-        launch_conv(x, *floats[1:3], True, reverse, u.transpose(1, 2))
+        launch_conv(x, *floats[:2], True, reverse, u.transpose(1, 2))
         # With `out=`, so that a surrounding autocast leaves the products alone.
-        torch.mm(u.view(-1, u.shape[2]), floats[3].t(), out=rows)
-        torch.mm(rows[:, :rank], floats[4].t(), out=delta.view(-1, u.shape[2]))
+        torch.mm(u.view(-1, u.shape[2]), floats[2].t(), out=rows)
+        torch.mm(rows[:, :rank], floats[3].t(), out=delta.view(-1, u.shape[2]))
         launch_scan(
             u.transpose(1, 2),
             delta.transpose(1, 2),
-            floats[5],
+            floats[4],
             *_matrices(of_part, rank, states),
-            floats[6],
+            floats[5],
             z,
-            floats[7],
+            floats[6],
             True,
             reverse,
-            out[part].transpose(1, 2),
+            gated.transpose(1, 2),
             None,
             kept[part] if kept.numel() else None,
         )
-    return out.to(xz.dtype), projected, kept
+        out_part.copy_(gated)  # nothing to do where they are one
+    return out, projected, kept
+
+
+def _float_room(tensor: Tensor) -> Tensor:
+    """The float32 tensor in which to make what `tensor` shall hold: itself, where it is float32."""
+    if tensor.dtype == torch.float32:
+        return tensor
+    return torch.empty_like(tensor, dtype=torch.float32)
 
 
 def _chunks(xz: Tensor, channels: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -125,7 +134,7 @@ def _inner_buffers(xz, x_proj_weight, A, keep) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, _ = xz.shape
     channels, states = A.shape
     like = xz.new_empty(0, dtype=torch.float32)
-    out = like.new_empty(batch, length, channels)
+    out = xz.new_empty(batch, length, channels)
     if not keep:
         return out, like.new_empty(0), like.new_empty(0)
     projected = like.new_empty(batch, length, x_proj_weight.shape[0])
@@ -134,8 +143,7 @@ def _inner_buffers(xz, x_proj_weight, A, keep) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("facerec::inner_forward")
 def _(xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias, reverse, keep):
-    out, projected, kept = _inner_buffers(xz, x_proj_weight, A, keep)
-    return out.to(xz.dtype), projected, kept
+    return _inner_buffers(xz, x_proj_weight, A, keep)
 
 
 @operator(
@@ -155,31 +163,32 @@ def _inner_backward(
     delta_bias,
     reverse,
 ):
-    tensors = (xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias)
-    floats = list(map(as_float, tensors))
-    grad = grad.float()
-    grad_xz = torch.empty_like(floats[0], memory_format=torch.contiguous_format)
+    weights = (conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias)
+    floats = list(map(as_float, weights))
+    grad_xz = torch.empty_like(xz, memory_format=torch.contiguous_format)
     totals = None
-    for part, u, delta in _chunks(floats[0], A.shape[0]):
-        kept_part = kept[part] if kept.numel() else None
+    for part, u, delta in _chunks(xz, A.shape[0]):
+        grad_part = grad_xz[part]
+        made = _float_room(grad_part)
         grads = _inner_backward_chunk(
-            grad[part],
+            as_float(grad[part]),
             projected[part],
-            kept_part,
+            kept[part] if kept.numel() else None,
             u,
             delta,
-            [floats[0][part], *floats[1:]],
+            [as_float(xz[part]), *floats],
             reverse,
-            grad_xz[part],
+            made,
         )
+        grad_part.copy_(made)
         if totals is None:
             totals = grads
         else:
             for total, gradient in zip(totals, grads, strict=True):
                 total += gradient
     if totals is None:
-        totals = [torch.zeros_like(t) if t is not None else xz.new_zeros(0) for t in floats[1:]]
-    return [gradient_like(g, t) for g, t in zip((grad_xz, *totals), tensors, strict=True)]
+        totals = [torch.zeros_like(t) if t is not None else xz.new_zeros(0) for t in floats]
+    return [grad_xz, *(gradient_like(g, t) for g, t in zip(totals, weights, strict=True))]
 
 
 def _inner_backward_chunk(
