@@ -26,6 +26,7 @@ from facerec.columns import model_column
 from facerec.commands.evaluate import EvaluateSettings, measure
 from facerec.commands.train import TrainSettings
 from facerec.commands.visualize import model_store
+from facerec.compute import resolve_device, resolve_precision
 from facerec.embedder import FaceEmbedder
 from facerec.intervals import Figure
 from facerec.leaks import Leak
@@ -115,11 +116,14 @@ def find(settings: TrainSettings) -> MlflowRun | None:
     if experiment is None:
         return None
     names = TrainSettings.model_fields.keys() - {*FREE, "run_name"} | {"data"}
+    # Runs that bear no such tag are older than bfloat16 on CPUs.
+    arithmetic = resolve_precision(settings.precision, resolve_device(settings.device))
     wanted = {name: value for name, value in as_params(settings).items() if name in names}
     runs = [
         run
         for run in client.search_runs([experiment.experiment_id])
         if wanted.items() <= (defaults(TrainSettings) | run.data.params).items()
+        and run.data.tags.get("arithmetic", "fp32") == arithmetic
     ]
     done = [run for run in runs if run.info.status == "FINISHED"]
     folder = Path(settings.output)

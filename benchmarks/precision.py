@@ -1,4 +1,4 @@
-"""What bfloat16 is worth in training on this machine: a step of the same network in float32 and in bfloat16, in turns.
+"""What bfloat16 is worth in training on this CPU: a step of the same network in float32 and in bfloat16, in turns.
 
     python benchmarks/precision.py [--config configs/distill.yaml] [--rounds 15] [--threads 1] [KEY=VALUE ...]
 

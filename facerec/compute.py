@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -13,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facerec.data.batches import BatchSettings, chunks, to_input
+from facerec.data.batches import chunks, to_input
 from facerec.settings import InputError
 
-NO_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|out of memory", re.IGNORECASE)
 # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 MALLOC_KEEPS = ((-4, 0), (-1, 2**31 - 1), (-2, 2**26))
 
@@ -50,7 +48,8 @@ def resolve_precision(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch tells them since 2.11
+    return "bf16" if capabilities.get("amx_bf16") else "fp32"
 
 
 @contextmanager
@@ -130,25 +129,3 @@ def embed_pictures(
             embeddings.append(network(to_input(to_device(pictures[rows[part]], device))))
     network.train(was_training)
     return torch.cat(embeddings).cpu()
-
-
-@contextmanager
-def memory_told(settings: BatchSettings, device: torch.device) -> Iterator[None]:
-    """Tells of a batch that does not fit into memory in a sentence, with the batch_size to try.
-
-    Raises:
-        InputError: where torch, or the kernels, could not get the memory that they asked for.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not known and not NO_MEMORY.search(str(error)):
-            raise
-        size, people = settings.batch_size, settings.images_per_identity
-        half = size // 2 // people * people
-        advice = f"set batch_size to {half}" if half >= 2 * people else "take a smaller network"
-        raise InputError(
-            f"a batch of {size} pictures does not fit into the memory of {device}: {advice}; "
-            "what was trained until then is in the last checkpoint"
-        ) from error

@@ -5,7 +5,7 @@ pytorch-metric-learning's miners of the same names hand over index tensors, whos
 every step. A mask says the same, and stays on the device. It tells what is left out, so that a NaN stays in and the
 loss tells of it.
 
-Axes: B batch, P pairs of one person's pictures.
+Axes: B batch, P pairs of one person's pictures, N pictures of C people, E embedding_dim.
 """
 
 from __future__ import annotations

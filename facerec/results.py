@@ -53,7 +53,8 @@ def keep_results(
     if settings.teacher:
         blends = {"blends": str(settings.blends)} if settings.blends else {}
         facts["teacher"] = TEACHERS[settings.teacher].about | blends
-    made_from = provenance(store, settings, trainer.initial, run_id=run.id, **facts)
+    recipe = settings.model_copy(update={"precision": trainer.precision})  # what `auto` meant
+    made_from = provenance(store, recipe, trainer.initial, run_id=run.id, **facts)
     figures = {name: value for name, value in best.items() if name.startswith("val/")}
     write_model(
         folder / "model",

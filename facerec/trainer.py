@@ -29,7 +29,6 @@ from facerec.compute import (
     autocast,
     embed_pictures,
     exact_products,
-    memory_told,
     resolve_device,
     resolve_precision,
     to_device,
@@ -43,6 +42,7 @@ from facerec.data.batches import (
 )
 from facerec.data.store import Store
 from facerec.interrupt import Stopped
+from facerec.memory import memory_told
 from facerec.metrics import validation_figures
 from facerec.mining import confusable_people
 from facerec.objective import COLLAPSED_SPREAD, Objective, spread
@@ -77,6 +77,7 @@ class Trainer:
         average: the network whose weights are validated and kept.
         best: state_dict of the best epoch's average, by val/map_at_r.
         history: rows so far.
+        precision: arithmetic of the network, fp32 or bf16; of a resumed training, that of its start.
     """
 
     def __init__(
@@ -91,7 +92,9 @@ class Trainer:
         extra_pictures: np.ndarray | None = None,
     ) -> None:
         self.device = resolve_device(settings.device)
-        self.precision = resolve_precision(settings.precision, self.device)
+        self.precision = parallel.from_first(
+            lambda: resolve_precision(settings.precision, self.device)
+        )
         self.settings, self.store, self.save, self.progress = settings, store, save, progress
         self.initial, self.extra_pictures = initial, extra_pictures
         self.train_indices, self.val_indices = store.indices("train"), store.indices("val")
@@ -299,10 +302,11 @@ class Trainer:
     def check_loss(self) -> None:
         """Raises TrainingFailed where the loss is no number: on a CPU before it reaches the weights, on CUDA soon."""
         if not torch.isfinite(self.last_loss):
+            exact = ", or train anew with precision=fp32" if self.precision == "bf16" else ""
             raise TrainingFailed(
                 f"the loss became {float(self.last_loss)} at step {self.step + 1} (epoch "
                 f"{self.step // self.steps_per_epoch + 1}): lower lr (now {self.settings.lr}), "
-                "lengthen warmup_epochs, or set precision to fp32"
+                f"lengthen warmup_epochs{exact}"
             )
 
     def finish_epoch(self, row: dict[str, float]) -> dict[str, float]:
@@ -419,6 +423,14 @@ class Trainer:
         self.batches = parts["plan"]["batches"].numpy() if "plan" in parts else None
         self.step = checkpoint.step
         self.best_value = checkpoint.state["best_value"]
-        # That of its start, though `auto` may mean another on the processor that goes on.
-        self.precision = checkpoint.state.get("precision", self.precision)
+        self.precision = self.precision_of(checkpoint.state)
         self.history, self.sums = checkpoint.state["history"], checkpoint.state["sums"]
+
+    def precision_of(self, state: Mapping[str, Any]) -> str:
+        """The arithmetic that a training was begun in, though `auto` may mean another on the processor that goes on."""
+        if "precision" not in state:  # written when `auto` was fp32 on every CPU
+            new = self.settings.precision == "auto" and self.device.type == "cpu"
+            return "fp32" if new else self.precision
+        if state["precision"] not in ("fp32", "bf16"):
+            raise ValueError(f"precision {state['precision']!r}")
+        return state["precision"]

@@ -26,7 +26,14 @@ PLAIN = {
     "gray": 0,
     "erase": 0,
 }
-EXACT = {**PLAIN, "norm": "group", "dropout": 0, "drop_path": 0, "grad_clip": 0}
+EXACT = {
+    **PLAIN,
+    "norm": "group",
+    "dropout": 0,
+    "drop_path": 0,
+    "grad_clip": 0,
+    "precision": "fp32",
+}
 LOSSES = {"triplet": {"miner": "all"}, "arcface": {"miner": "none"}}
 
 

@@ -24,9 +24,9 @@ from mlflow.tracking import MlflowClient
 
 from facerec import trainer as trainer_module
 from facerec.checkpoint import Checkpoints
-from facerec.compute import memory_told
 from facerec.data.batches import augment
 from facerec.data.store import PIXELS
+from facerec.memory import memory_told
 from facerec.settings import InputError
 from facerec.trainer import TrainingFailed
 from tests.conftest import PROJECT

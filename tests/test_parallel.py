@@ -103,7 +103,10 @@ def test_a_lost_rank_ends_the_others_and_the_run_goes_on(tmp_path, own_tracking)
             kill_rank(killed, 1)
             break
     code, said = finished(killed)
-    assert code != 0 and len(said) == 1 and "another rank" in said[0], said
+    told = [
+        line for line in said if "stopping after" not in line
+    ]  # torchrun's SIGTERM may come first
+    assert code != 0 and len(told) == 1 and "another rank" in told[0], said
     newer = mlflow.search_runs(experiment_names=["facerec"], output_format="list")
     (run_id,) = {run.info.run_id for run in newer} - {whole.info.run_id}
     assert MlflowClient().get_run(run_id).info.status == "FAILED"

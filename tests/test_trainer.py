@@ -37,6 +37,7 @@ def small(**changes) -> Small:
         "dropout": 0.1,
         "drop_path": 0.1,
         "device": "cpu",
+        "precision": "fp32",
     }
     return Small(**{**fixed, **changes})
 
@@ -83,10 +84,22 @@ def test_learning_rate_by_hand():
     "capabilities, meant", [({"amx_bf16": True}, "bf16"), ({"avx2": True}, "fp32"), ({}, "fp32")]
 )
 def test_auto_precision_on_a_cpu(monkeypatch, capabilities, meant):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     cpu = torch.device("cpu")
     assert resolve_precision("auto", cpu) == meant
     assert [resolve_precision(name, cpu) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # torch before 2.11
+    assert resolve_precision("auto", cpu) == "fp32"
+
+
+def test_the_arithmetic_that_a_checkpoint_holds(monkeypatch):
+    monkeypatch.setattr("facerec.trainer.resolve_precision", lambda name, device: "bf16")
+    made = trainer(small(precision="auto"))
+    assert made.precision_of({"precision": "fp32"}) == "fp32"
+    assert made.precision_of({"precision": "bf16"}) == "bf16"
+    assert made.precision_of({}) == "fp32"  # of before it was kept
+    with pytest.raises(ValueError, match="half"):
+        made.precision_of({"precision": "half"})
 
 
 def test_what_must_not_decay_is_left_out():
@@ -122,7 +135,7 @@ def test_it_learns(loss):
 def test_resume_ends_with_the_same_weights(tmp_path, stop_after, stage):
     """Stopped within an epoch and at its end: the same weights, averages and history, bit for bit."""
     stages = {
-        "first": {"loss": "arcface", "miner": "none", "precision": "fp32"},
+        "first": {"loss": "arcface", "miner": "none"},
         "second": {"miner": "hard", "confusable": True, "precision": "bf16"},
         "distill": {"loss": "distill", "teacher": "dlib", "miner": "none"},
         "resnet18": {"backbone": "resnet18"},
@@ -144,7 +157,7 @@ def test_resume_ends_with_the_same_weights(tmp_path, stop_after, stage):
     with pytest.raises(Killed):
         list(killed)
     resumed = trainer(settings)
-    resumed.precision = "neither"  # of another processor: the checkpoint knows better
+    resumed.precision = "fp32"  # of another processor: the checkpoint knows better
     resumed.restore(Checkpoints(tmp_path).newest()[0])
     list(resumed)
     for one, other in (

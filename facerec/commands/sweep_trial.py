@@ -217,6 +217,7 @@ class Trials:
         trainer = make_trainer(settings, store, folder, checkpoint, progress=False)
         parameters = parameter_count(trainer.network)
         run.log_metrics({"parameters": parameters}, step=0)
+        run.tag({"arithmetic": trainer.precision})
         self.trainer, trainer.stop = trainer, self.stopped
         facts: dict[str, float] = {"parameters": parameters}
         over: Exception | None = None

@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from facerec import parallel
 from facerec.blends import ask_teacher, lessons
 from facerec.checkpoint import Checkpoint, Checkpoints
-from facerec.compute import keep_freed_memory, resolve_device
+from facerec.compute import keep_freed_memory, resolve_device, resolve_precision
 from facerec.data.align import AlignSettings, check_align
 from facerec.data.demo import color_histogram, raw_pixels
 from facerec.data.store import DataSettings, Store, open_store
@@ -295,6 +295,7 @@ def check(settings: TrainSettings) -> None:
 def describe(mlflow_run: Run, trainer: Trainer, store: Store) -> None:
     """What is about to happen, on the console and as tags."""
     backend = resolve_backend(trainer.settings.scan_backend, trainer.device)
+    usual = resolve_precision(trainer.settings.precision, trainer.device)
     parameters = parameter_count(trainer.network)
     train, val = (store.labels[store.indices(part)] for part in ("train", "val"))
     blends = trainer.extra_pictures
@@ -315,6 +316,8 @@ def describe(mlflow_run: Run, trainer: Trainer, store: Store) -> None:
             "arithmetic": trainer.precision,
         }
     )
+    if trainer.precision != usual:
+        say(f"the run was begun in {trainer.precision} and goes on in it; {usual} is faster here")
     if (ranks := parallel.world().size) > 1:
         mlflow_run.tag({"ranks": ranks})
         batch = trainer.batch.batch_size

@@ -187,7 +187,7 @@ def _inner_backward(
             for total, gradient in zip(totals, grads, strict=True):
                 total += gradient
     if totals is None:
-        totals = [torch.zeros_like(t) if t is not None else xz.new_zeros(0) for t in floats]
+        totals = [torch.zeros_like(t) if t is not None else torch.zeros(0) for t in floats]
     return [grad_xz, *(gradient_like(g, t) for g, t in zip(totals, weights, strict=True))]
 
 

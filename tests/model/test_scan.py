@@ -486,6 +486,7 @@ def operator_samples():
         "inner_forward": [
             (*leaves(inner).values(), False, True),
             (*inner.values(), True, False),
+            (inner["xz"].bfloat16().requires_grad_(), *list(inner.values())[1:], False, True),
         ],
     }
 
