@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from facerec.data.store import Store
 
 PARTS = ("train", "val")
+HASHED = ("people_hashes", "picture_hashes")
+HASH_DIGITS = 32  # hexadecimal: 128 bits, which no two of a data set's people share by chance
 PATHS = ("data", "cache", "output", "init", "model")  # settings whose folders are nobody's business
 LFW_TERMS = """
 **For research only**: Labeled Faces in the Wild is offered for research, and its authors ask that it is not taken for
@@ -50,6 +52,7 @@ def provenance(
     from facerec.data.splits import fold_name  # here, so that embedding a face does not wait for it
 
     salt = secrets.token_hex(16) if earlier is None else earlier["salt"]
+    earlier = None if earlier is None else shortened(earlier)
     parts = {}
     for part in PARTS:
         rows = store.indices(part)
@@ -95,7 +98,8 @@ def met(
 
     folded, pictures = {fold_name(name) for name in names}, set(picture_hashes)
     counts = {"people": len(folded), "pictures": len(pictures)}
-    salt = checked(provenance)["salt"]
+    provenance = shortened(checked(provenance))
+    salt = provenance["salt"]
     for part in PARTS:
         known = provenance[part]
         for kind, values in (("people", folded), ("pictures", pictures)):
@@ -111,9 +115,10 @@ def checked(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
         InputError: it lacks what `provenance` writes; such files come from anywhere.
     """
     try:
-        lists = [provenance[p][k] for p in PARTS for k in ("people_hashes", "picture_hashes")]
+        lists = [provenance[part][kind] for part in PARTS for kind in HASHED]
         told = isinstance(provenance["salt"], str) and all(
-            isinstance(hashes, list) and all(isinstance(h, str) and len(h) == 64 for h in hashes)
+            isinstance(hashes, list)
+            and all(isinstance(h, str) and len(h) in (HASH_DIGITS, 64) for h in hashes)
             for hashes in lists
         )
     except (KeyError, TypeError):
@@ -123,6 +128,16 @@ def checked(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
             "the model's provenance.json does not say whom it was trained on, so leaks cannot be told"
         )
     return provenance
+
+
+def shortened(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with hashes of HASH_DIGITS; files of before hold all 64 digits."""
+    parts = {
+        part: {**provenance[part]}
+        | {kind: [h[:HASH_DIGITS] for h in provenance[part][kind]] for kind in HASHED}
+        for part in PARTS
+    }
+    return {**provenance, **parts}
 
 
 def data_name(provenance: Mapping[str, Any]) -> str | None:
@@ -210,4 +225,6 @@ training without outside data, and the hashes tell only whom the student met, no
 
 
 def _hashes(salt: str, values: Iterable[str]) -> list[str]:
-    return sorted(hashlib.sha256(f"{salt}:{value}".encode()).hexdigest() for value in values)
+    return sorted(
+        hashlib.sha256(f"{salt}:{value}".encode()).hexdigest()[:HASH_DIGITS] for value in values
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -249,6 +250,10 @@ def test_provenance_tells_who_was_met_and_names_nobody() -> None:
         **{"people": 4, "pictures": 4, "train_people": 1, "train_pictures": 1},
         **{"val_people": 1, "val_pictures": 1},
     }
+    whole = hashlib.sha256(f"{made['salt']}:d".encode()).hexdigest()  # as files of before have it
+    older = made | {"val": made["val"] | {"picture_hashes": [whole]}}
+    assert met(older, [], ["d"])["val_pictures"] == 1
+    assert provenance(store(), recipe(), older)["val"]["pictures"] == 2
     text = json.dumps(made)
     assert not any(name in text for name in ("Ann", "ann", "Bob", "Cy", "somebody"))
     assert made["train"]["people"] == 2 and made["train"]["pictures"] == 4
