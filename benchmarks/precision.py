@@ -23,11 +23,19 @@ from facerec.settings import resolve
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", help="recipe of the network and its batch")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="beside the recipe")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--config", help="recipe of the network and its batch; none means the defaults"
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch"
+    )
+    parser.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="beside the recipe, as image_size=64"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
