@@ -116,13 +116,13 @@ def find(settings: TrainSettings) -> MlflowRun | None:
     if experiment is None:
         return None
     names = TrainSettings.model_fields.keys() - {*FREE, "run_name"} | {"data"}
-    # Runs that bear no such tag are older than bfloat16 on CPUs.
     arithmetic = resolve_precision(settings.precision, resolve_device(settings.device))
     wanted = {name: value for name, value in as_params(settings).items() if name in names}
     runs = [
         run
         for run in client.search_runs([experiment.experiment_id])
         if wanted.items() <= (defaults(TrainSettings) | run.data.params).items()
+        # Runs without the tag are older than bfloat16 on CPUs.
         and run.data.tags.get("arithmetic", "fp32") == arithmetic
     ]
     done = [run for run in runs if run.info.status == "FINISHED"]

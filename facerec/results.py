@@ -45,7 +45,7 @@ def keep_results(
     network.load_state_dict(trainer.best)
     best = trainer.best_row()
     run.tag({"best.epoch": int(best["epoch"])})
-    if len(rows) and best["epoch"] == 0:
+    if best["epoch"] == 0 and len(trainer.history) > 1:
         say(
             "no epoch was better on the validation people than the weights at the start, so those are kept: "
             "train for longer, or at another lr"

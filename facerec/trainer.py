@@ -429,8 +429,8 @@ class Trainer:
     def precision_of(self, state: Mapping[str, Any]) -> str:
         """The arithmetic that a training was begun in, though `auto` may mean another on the processor that goes on."""
         if "precision" not in state:  # written when `auto` was fp32 on every CPU
-            new = self.settings.precision == "auto" and self.device.type == "cpu"
-            return "fp32" if new else self.precision
+            meant_fp32 = self.settings.precision == "auto" and self.device.type == "cpu"
+            return "fp32" if meant_fp32 else self.precision
         if state["precision"] not in ("fp32", "bf16"):
             raise ValueError(f"precision {state['precision']!r}")
         return state["precision"]
