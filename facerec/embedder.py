@@ -248,14 +248,17 @@ class FaceEmbedder:
 
     def _gallery_folder(self, folder: Path, **how: Any) -> Gallery:
         """As many pictures of the folder as can be used; the others are named in `skipped`."""
-        named = list(gallery_files(folder))
+        files = gallery_files(folder)
+        named = files.people
         embeddings, kept, failed = self.embed_usable([path for _, path in named], **how)
         if not kept:
             lost = f"; the first of {len(failed)}: {next(iter(failed.values()))}" if failed else ""
             raise InputError(f"gallery {folder}: no usable picture in it{lost}")
         names, paths = zip(*(named[i] for i in kept), strict=True)
         skipped = tuple((str(named[i][1]), str(error)) for i, error in failed.items())
-        return Gallery(self._weights, names, tuple(map(str, paths)), embeddings, skipped)
+        return Gallery(
+            self._weights, names, tuple(map(str, paths)), embeddings, skipped, files.notes
+        )
 
     def _embed(
         self,

@@ -5,13 +5,14 @@ Axes: G gallery, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from facerec.data.pictures import SUFFIXES
+from facerec.data.layouts import check_one_level
+from facerec.data.names import case_notes, identity
+from facerec.data.walk import walk
 from facerec.settings import InputError
 
 
@@ -34,6 +35,7 @@ class Gallery:
         pictures: G paths of the pictures, or their places in what was given.
         embeddings: (G, E) float32, unit length.
         skipped: (picture, reason) of those that could not be used.
+        notes: what else was left out, and names to look at, in sentences.
     """
 
     model: str
@@ -41,6 +43,7 @@ class Gallery:
     pictures: tuple[str, ...]
     embeddings: np.ndarray
     skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def search(self, probe: np.ndarray, top: int) -> list[Match]:
         """The people most like the probe, best first, each once, at most `top`.
@@ -63,25 +66,37 @@ class Gallery:
         return list(best.values())
 
 
-def gallery_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(name, path) of the pictures of a gallery: a person is the folder of a picture, or a picture that lies loose.
+@dataclass(frozen=True)
+class GalleryFiles:
+    """What lies in a folder of people.
 
-    Folders may lie within others, as those of training data; the name then is the path to them.
+    Attributes:
+        people: (identity, image file), sorted.
+        notes: what is left out, and names to look at, in sentences.
+    """
 
-    Links that lead out of the folder are left out.
+    people: tuple[tuple[str, Path], ...]
+    notes: tuple[str, ...]
+
+
+def gallery_files(folder: Path) -> GalleryFiles:
+    """The images of a gallery: a person is the folder of an image, or an image that lies loose.
+
+    Folders may lie within others, as those of training data; the name then is the path to them. Links are followed.
 
     Raises:
-        InputError: no such folder, or a file.
+        InputError: no such folder, a file, or one that cannot be listed; or who is on an image is in doubt.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"gallery {folder}: a file, where a folder is due")
     if not folder.is_dir():
         where = "" if folder.is_absolute() else f" in {Path.cwd()}"
         raise InputError(f"gallery {folder}: there is no such folder{where}")
-    root = folder.resolve()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in SUFFIXES or not path.is_file():
-            continue
-        if path.resolve().is_relative_to(root):
-            person = path.parent.relative_to(folder)
-            yield (person.as_posix() if person.parts else path.stem), path
+    found = walk(folder)
+    places = [PurePosixPath(path.parent.relative_to(folder).as_posix()) for path in found.images]
+    check_one_level(folder, places)
+    people = [
+        (identity(place.as_posix() if place.parts else path.stem), path)
+        for place, path in zip(places, found.images, strict=True)
+    ]
+    return GalleryFiles(tuple(people), (*found.left_out, *case_notes([n for n, _ in people])))

@@ -1,4 +1,4 @@
-"""Whom of the probes a model or a reference line has met: people by folded name, pictures by content."""
+"""Whom of the probes a model or a reference line has met: people by name, pictures by content."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Leak:
         return not self.counts or any(
             self.counts[f"{part}_{kind}"]
             for part in ("train", "val")
-            for kind in ("people", "pictures")
+            for kind in ("people", "similar", "pictures")
         )
 
     def __str__(self) -> str:
@@ -46,10 +46,13 @@ class Leak:
             return f"it has met none of these {of}{taught if self.teacher else ''}"
         parts = []
         for part, verb in (("train", "trained on"), ("val", "tuned on")):
-            people, pictures = (self.counts[f"{part}_{kind}"] for kind in ("people", "pictures"))
-            if people or pictures:
+            people, similar, pictures = (
+                self.counts[f"{part}_{kind}"] for kind in ("people", "similar", "pictures")
+            )
+            if people or similar or pictures:
                 sure = "people" if self.same_data else "people (possibly: by name)"
-                parts.append(f"{verb} {people:,} {sure} and {pictures:,} pictures")
+                more = f", {similar:,} people of similar names (possibly others)" if similar else ""
+                parts.append(f"{verb} {people:,} {sure}{more} and {pictures:,} pictures")
         return (
             f"of these {of} it was {', and '.join(parts)}: its figures are better than on strangers"
         )
@@ -88,5 +91,6 @@ def split_leak(store: Store, rows: np.ndarray) -> Leak:
     for part in ("train", "val"):
         inside = rows[store.split[rows] == part]
         counts[f"{part}_people"] = len(np.unique(store.labels[inside]))
+        counts[f"{part}_similar"] = 0
         counts[f"{part}_pictures"] = len(inside)
     return Leak(counts, same_data=True)

@@ -38,9 +38,10 @@ def beats(challenger: str, champion: str, run_id: str) -> tuple[bool, str]:
     models = {"it": FaceEmbedder.load(champion), "the new model": FaceEmbedder.load(challenger)}
     known = {name: met(model.provenance, people, pictures) for name, model in models.items()}
     for name, seen in known.items():
-        if seen["train_people"] or seen["train_pictures"]:
+        by_name = seen["train_people"] + seen["train_similar"]
+        if by_name or seen["train_pictures"]:
             return False, (
-                f"{name} was trained on {seen['train_people']} of the {seen['people']} validation people and "
+                f"{name} was trained on {by_name} of the {seen['people']} validation people, by name, and "
                 f"{seen['train_pictures']} of their pictures, which flatters it; --force true moves it all the same"
             )
     paths = [store.root / store.paths[i] for i in rows]

@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from facerec.data.names import fold_name
 from facerec.data.pictures import PictureError, read_file
-from facerec.data.splits import fold_name, lfw_pairs, pairs_csv
+from facerec.data.splits import lfw_pairs, pairs_csv
 from facerec.data.store import Store
 from facerec.gallery import gallery_files
 from facerec.identification import identification
@@ -186,12 +187,14 @@ class Search:
 
     Attributes:
         labels: (N,) people. known: (N,) bool, True for pictures of the gallery.
+        notes: what was left out, and names to look at, in sentences.
     """
 
     pictures: Pictures
     labels: np.ndarray
     known: np.ndarray
     title: str
+    notes: tuple[str, ...] = ()
     note = (
         "A person's nearest picture counts. TPIR: found first and above the threshold that the given share of searches "
         "for nobody passes."
@@ -298,7 +301,8 @@ def search(gallery: str | Path, probes: str | Path) -> Search:
     Raises:
         InputError: a folder is missing, or nobody in it can be searched.
     """
-    files = [list(gallery_files(expanded(folder))) for folder in (gallery, probes)]
+    found = [gallery_files(expanded(folder)) for folder in (gallery, probes)]
+    files = [part.people for part in found]
     hashes = [[_hash(path) for _, path in part] for part in files]
     known = set(hashes[0])
     kept = [i for i, value in enumerate(hashes[1]) if value not in known]
@@ -306,8 +310,8 @@ def search(gallery: str | Path, probes: str | Path) -> Search:
         raise InputError(
             f"gallery={gallery}, data={probes}: pictures are due in both, not the same ones"
         )
-    both = files[0] + [files[1][i] for i in kept]
-    names = [fold_name(name) for name, _ in both]
+    both = [*files[0], *(files[1][i] for i in kept)]
+    names = [name for name, _ in both]
     is_known = np.arange(len(both)) < len(files[0])
     pictures = Pictures(
         [str(path.resolve()) for _, path in both],
@@ -316,7 +320,22 @@ def search(gallery: str | Path, probes: str | Path) -> Search:
         np.flatnonzero(~is_known),
     )
     title = f"{Path(probes).name} searched in {Path(gallery).name}"
-    return Search(pictures, np.array(names), is_known, title)
+    notes = (*found[0].notes, *found[1].notes, *_spellings(names[: len(files[0])], names))
+    return Search(pictures, np.array(names), is_known, title, notes)
+
+
+def _spellings(known: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """A sentence on probes that the gallery knows by a name that is only similar: they count as strangers."""
+    people = set(known)
+    similar = {fold_name(name): name for name in sorted(people)}
+    strange = [n for n in sorted(set(names) - people) if fold_name(n) in similar]
+    if not strange:
+        return ()
+    first = f"{strange[0]}, where the gallery has {similar[fold_name(strange[0])]}"
+    return (
+        f"{len(strange):,} people of the probes have a name that the gallery has in another spelling ({first}): they "
+        "count as strangers; where they are one person, give both one name",
+    )
 
 
 def _of_store(store: Store, rows: np.ndarray, probes: np.ndarray | None = None) -> Pictures:

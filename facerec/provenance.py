@@ -14,13 +14,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from facerec.data.names import fold_name, identity
 from facerec.settings import InputError, Settings, as_params
 
 if TYPE_CHECKING:
     from facerec.data.store import Store
 
 PARTS = ("train", "val")
-HASHED = ("people_hashes", "picture_hashes")
+# What is hashed: names as they stand; names without accents, case and signs, for people who may be the same; pictures;
+# and, in models of before and what was trained from them, names of the second kind alone.
+NAMES, SIMILAR, PICTURES, OLDER = "name_hashes", "similar_hashes", "picture_hashes", "people_hashes"
+HASHED = (NAMES, SIMILAR, PICTURES, OLDER)
 HASH_DIGITS = 32  # hexadecimal: 128 bits, which no two of a data set's people share by chance
 PATHS = ("data", "cache", "output", "init", "model")  # settings whose folders are nobody's business
 LFW_TERMS = """
@@ -46,27 +50,13 @@ def provenance(
         facts: more of it, as JSON holds it: `run_id`, `teacher`, `git_commit`, `initial_model` ...
 
     Returns:
-        {"salt", "data": {"name", "digest"}, "recipe", "train": {"people", "pictures", "people_hashes",
-        "picture_hashes"}, "val": the same, **facts}. Hashes are sorted, so that their order tells nothing.
+        {"salt", "data": {"name", "digest"}, "recipe", "train": {"people", "pictures", "name_hashes",
+        "similar_hashes", "picture_hashes"}, "val": the same, **facts}. Hashes are sorted, so that their order tells
+        nothing. Where `earlier` is of a model that knew folded names alone, its "people_hashes" go on.
     """
-    from facerec.data.splits import fold_name  # here, so that embedding a face does not wait for it
-
     salt = secrets.token_hex(16) if earlier is None else earlier["salt"]
     earlier = None if earlier is None else shortened(earlier)
-    parts = {}
-    for part in PARTS:
-        rows = store.indices(part)
-        names = {fold_name(store.names[label]) for label in store.labels[rows]}
-        pictures = {store.picture_hashes[i] for i in rows}
-        known = {"people_hashes": [], "picture_hashes": []} if earlier is None else earlier[part]
-        people_hashes = sorted({*_hashes(salt, names), *known["people_hashes"]})
-        picture_hashes = sorted({*_hashes(salt, pictures), *known["picture_hashes"]})
-        parts[part] = {
-            "people": len(people_hashes),
-            "pictures": max(len(rows), len(picture_hashes)),
-            "people_hashes": people_hashes,
-            "picture_hashes": picture_hashes,
-        }
+    parts = {part: _seen(store, part, salt, (earlier or {}).get(part, {})) for part in PARTS}
     recipe = as_params(settings) if isinstance(settings, Settings) else dict(settings)
     recipe |= {
         name: Path(recipe[name]).name for name in PATHS if ":/" not in recipe.get(name, ":/")
@@ -78,6 +68,24 @@ def provenance(
     return {"salt": salt, "data": data, "recipe": recipe, **parts, **facts}
 
 
+def _seen(store: Store, part: str, salt: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """What a provenance holds of `train` or `val`, with what the model before had seen."""
+    rows = store.indices(part)
+    names = {store.names[label] for label in store.labels[rows]}
+    own = {
+        NAMES: _hashes(salt, map(identity, names)),
+        SIMILAR: _hashes(salt, map(fold_name, names)),
+        PICTURES: _hashes(salt, {store.picture_hashes[i] for i in rows}),
+    }
+    known = {kind: earlier.get(kind, []) for kind in HASHED}
+    hashes = {kind: sorted({*own.get(kind, ()), *known[kind]}) for kind in HASHED}
+    # Of a model before, people who are here again count once.
+    people = len(hashes[NAMES]) + len(set(hashes[OLDER]) - set(hashes[SIMILAR]))
+    if not hashes[OLDER]:
+        del hashes[OLDER]
+    return {"people": people, "pictures": max(len(rows), len(hashes[PICTURES])), **hashes}
+
+
 def met(
     provenance: Mapping[str, Any], names: Iterable[str], picture_hashes: Iterable[str]
 ) -> dict[str, int]:
@@ -85,26 +93,30 @@ def met(
 
     Args:
         provenance: a model's.
-        names: people, in any spelling that folds alike; each counts once.
+        names: people; each counts once.
         picture_hashes: hex SHA-256 of picture files; each counts once.
 
     Returns:
-        {"people", "pictures": asked about, "train_people", "train_pictures", "val_people", "val_pictures": met}.
+        {"people", "pictures": asked about, "train_people", "train_similar", "train_pictures", and the same of val}.
+        `people` have the name of somebody seen; `similar` have it but for accents, case and signs, and may be others.
+        Models of before tell no difference: there all count as `people`.
 
     Raises:
         InputError: the provenance lacks what `provenance` writes.
     """
-    from facerec.data.splits import fold_name
-
-    folded, pictures = {fold_name(name) for name in names}, set(picture_hashes)
-    counts = {"people": len(folded), "pictures": len(pictures)}
+    asked, pictures = {identity(name) for name in names}, set(picture_hashes)
+    counts = {"people": len(asked), "pictures": len(pictures)}
     provenance = shortened(checked(provenance))
     salt = provenance["salt"]
     for part in PARTS:
-        known = provenance[part]
-        for kind, values in (("people", folded), ("pictures", pictures)):
-            listed = known["people_hashes" if kind == "people" else "picture_hashes"]
-            counts[f"{part}_{kind}"] = len(set(_hashes(salt, values)) & set(listed))
+        listed = {kind: set(provenance[part].get(kind, ())) for kind in HASHED}
+        exact = {name for name in asked if _hash(salt, name) in listed[NAMES]}
+        folded = {name: _hash(salt, fold_name(name)) for name in asked - exact}
+        exact |= {name for name, value in folded.items() if value in listed[OLDER]}
+        similar = {name for name, value in folded.items() if value in listed[SIMILAR]} - exact
+        counts[f"{part}_people"] = len(exact)
+        counts[f"{part}_similar"] = len(similar)
+        counts[f"{part}_pictures"] = len(set(_hashes(salt, pictures)) & listed[PICTURES])
     return counts
 
 
@@ -115,11 +127,8 @@ def checked(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
         InputError: it lacks what `provenance` writes; such files come from anywhere.
     """
     try:
-        lists = [provenance[part][kind] for part in PARTS for kind in HASHED]
         told = isinstance(provenance["salt"], str) and all(
-            isinstance(hashes, list)
-            and all(isinstance(h, str) and len(h) in (HASH_DIGITS, 64) for h in hashes)
-            for hashes in lists
+            _is_complete(provenance[part]) for part in PARTS
         )
     except (KeyError, TypeError):
         told = False
@@ -130,13 +139,28 @@ def checked(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     return provenance
 
 
+def _is_complete(part: Mapping[str, Any]) -> bool:
+    """Whether there are names and pictures, and all are lists of hashes."""
+    lists = [part[kind] for kind in HASHED if kind in part]
+    kinds = {kind for kind in HASHED if kind in part}
+    return (
+        PICTURES in kinds
+        and (OLDER in kinds or {NAMES, SIMILAR} <= kinds)
+        and all(
+            isinstance(hashes, list)
+            and all(isinstance(h, str) and len(h) in (HASH_DIGITS, 64) for h in hashes)
+            for hashes in lists
+        )
+    )
+
+
 def shortened(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """The same with hashes of HASH_DIGITS; files of before hold all 64 digits."""
-    parts = {
-        part: {**provenance[part]}
-        | {kind: [h[:HASH_DIGITS] for h in provenance[part][kind]] for kind in HASHED}
-        for part in PARTS
-    }
+    parts = {}
+    for part in PARTS:
+        known = provenance[part]
+        lists = {kind: [h[:HASH_DIGITS] for h in known[kind]] for kind in HASHED if kind in known}
+        parts[part] = {**known, **lists}
     return {**provenance, **parts}
 
 
@@ -224,7 +248,9 @@ training without outside data, and the hashes tell only whom the student met, no
 """
 
 
+def _hash(salt: str, value: str) -> str:
+    return hashlib.sha256(f"{salt}:{value}".encode()).hexdigest()[:HASH_DIGITS]
+
+
 def _hashes(salt: str, values: Iterable[str]) -> list[str]:
-    return sorted(
-        hashlib.sha256(f"{salt}:{value}".encode()).hexdigest()[:HASH_DIGITS] for value in values
-    )
+    return sorted(_hash(salt, value) for value in set(values))

@@ -238,6 +238,20 @@ def shown(path: str | PathLike[str], longest: int = 200) -> str:
     return (text or "''") if len(text) <= longest else "…" + text[1 - longest :]
 
 
+def as_utf8(text: str) -> str:
+    r"""Text that UTF-8 can hold: of a file name that is not UTF-8, each such byte as an escape.
+
+    >>> as_utf8("caf\udce9")
+    'caf\\xe9'
+    """
+    return "".join(_escaped(c) if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def _escaped(surrogate: str) -> str:
+    code = ord(surrogate)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
 class SettingsCommand(click.Command):
     """A click command made from a settings model: options grouped in --help, underscores accepted."""
 

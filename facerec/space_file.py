@@ -21,6 +21,7 @@ OPTIONS = ("log", "step", "when", "setting")
 NOT_SEARCHED = (
     "resume", "register", "experiment", "run_name", "output", "cache", "rebuild_store", "system_metrics",
     "checkpoint_minutes", "page_faces", "device", "seed", "data",
+    "layout", "path_column", "label_column",
 )  # fmt: skip
 
 

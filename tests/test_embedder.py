@@ -169,19 +169,23 @@ def test_numbers_beyond_numbers(embedder: FaceEmbedder) -> None:
 
 
 def test_identify_in_a_folder_and_a_mapping(embedder: FaceEmbedder, tmp_path: Path) -> None:
-    gallery, outside = tmp_path / "gallery", tmp_path / "secret.png"
+    gallery, outside = tmp_path / "gallery", tmp_path / "elsewhere/1.png"
     for name, seed in (("Ann/1.png", 1), ("Ann/2.png", 2), ("Bob.png", 3), ("team/Cy/1.png", 4)):
         (gallery / name).parent.mkdir(parents=True, exist_ok=True)
         (gallery / name).write_bytes(encoded(picture(seed)))
     (gallery / "broken.jpg").write_bytes(b"no picture")
+    outside.parent.mkdir()
     outside.write_bytes(encoded(picture(9)))
-    (gallery / "secret.png").symlink_to(outside)
+    (gallery / "Di").symlink_to(outside.parent)
+    (gallery / "Ann/.ipynb_checkpoints").mkdir()
+    (gallery / "Ann/.ipynb_checkpoints/1.png").write_bytes(encoded(picture(3)))
     known = embedder.gallery(gallery)
-    assert sorted(known.names) == ["Ann", "Ann", "Bob", "team/Cy"]
+    assert sorted(known.names) == ["Ann", "Ann", "Bob", "Di", "team/Cy"]
+    assert "1 hidden images are left out" in known.notes[0] and len(known.notes) == 1
     assert len(known.skipped) == 1 and "not a picture" in known.skipped[0][1]
     matches = embedder.identify(picture(2), known)
     assert matches[0].name == "Ann" and matches[0].picture.endswith("2.png")
-    assert len(matches) == 3 and matches[0].similarity == pytest.approx(1, abs=1e-5)
+    assert len(matches) == 4 and matches[0].similarity == pytest.approx(1, abs=1e-5)
     assert (
         embedder.identify(picture(3), {"Ann": [picture(1)], "Bob": picture(3)}, top=1)[0].name
         == "Bob"

@@ -191,7 +191,7 @@ def test_pairs_of_a_csv(tmp_path):
 
 def test_search_leaves_out_what_the_gallery_holds(tmp_path):
     for name, seed in {
-        "known/Ann/1": 0,
+        "known/ann/1": 0,
         "known/bob": 1,
         "probes/ann/1": 2,
         "probes/ann/2": 0,

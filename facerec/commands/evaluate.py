@@ -18,6 +18,7 @@ from facerec import plots
 from facerec.columns import Column, left_out, model_column, reference_columns
 from facerec.commands.predict import located
 from facerec.commands.visualize import model_store, thresholds
+from facerec.data.sources import LayoutSettings
 from facerec.data.store import Store
 from facerec.embedder import FaceEmbedder
 from facerec.intervals import Figure
@@ -25,7 +26,7 @@ from facerec.leaks import Leak
 from facerec.measures import Measured, differences
 from facerec.page import write_html
 from facerec.protocols import Protocol, identities, lfw_view1, lfw_view2, pair_list, search
-from facerec.settings import InputError, Settings
+from facerec.settings import InputError
 from facerec.tables import (
     Figures,
     as_cells,
@@ -40,7 +41,7 @@ from facerec.tracking import Run, TrackingSettings, reach_tracking, say, track
 STORE_PROTOCOLS = ("identities", "lfw-view1", "lfw-view2")
 
 
-class ProtocolSettings(Settings):
+class ProtocolSettings(LayoutSettings):
     """Which models are measured on what."""
 
     group: ClassVar[str] = "Evaluation"
@@ -164,7 +165,10 @@ def protocol_of(settings: EvaluateSettings, store: Store | None) -> Protocol:
         return pair_list(located(settings.data))
     if settings.gallery is None:
         raise InputError("protocol=gallery: gallery is missing: give the folder of known people")
-    return search(located(settings.gallery), located(settings.data))
+    found = search(located(settings.gallery), located(settings.data))
+    for note in found.notes:
+        say(note)
+    return found
 
 
 def measure(protocol: Protocol, columns: Mapping[str, Column]) -> dict[str, Measured]:

@@ -130,6 +130,7 @@ def identify(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
             for m in matches
         ],
         "skipped": [{"picture": picture, "reason": reason} for picture, reason in gallery.skipped],
+        "notes": list(gallery.notes),
     }
 
 
@@ -159,6 +160,7 @@ def in_words(answer: dict[str, Any]) -> str:
         f"somebody in up to {chance} of searches."
     )
     lines += [f"skipped {s['reason']}" for s in answer["skipped"]]
+    lines += answer["notes"]
     return "\n".join(lines)
 
 

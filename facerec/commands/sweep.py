@@ -22,6 +22,7 @@ from facerec.blends import ask_teacher
 from facerec.commands.sweep_trial import Job, study_trials, trial_settings, worker
 from facerec.commands.train import TrainSettings, check, train
 from facerec.data.files import write_bytes
+from facerec.data.sources import LayoutSettings
 from facerec.data.store import Store, open_store
 from facerec.interrupt import Stopped
 from facerec.page import write_html
@@ -37,7 +38,8 @@ from facerec.urls import without_password
 from facerec.workers import supervise
 
 # Settings that a recipe leaves to whoever trains with it.
-NOT_IN_RECIPE = tuple(name for name in NOT_SEARCHED if name not in ("data", "seed"))
+WHICH_DATA = ("data", *LayoutSettings.model_fields)
+NOT_IN_RECIPE = tuple(name for name in NOT_SEARCHED if name not in (*WHICH_DATA, "seed"))
 FREE = tuple(name for name in NOT_SEARCHED if name != "seed")  # may differ between sessions
 
 

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.commands.train import TrainSettings, check, make_trainer
+from facerec.data.sources import LayoutSettings
 from facerec.data.store import Store, open_store
 from facerec.interrupt import Stopped, stop_softly
 from facerec.model.network import parameter_count
@@ -244,7 +245,15 @@ class Trials:
 
     def store(self, settings: TrainSettings) -> Store:
         """The data of a trial, opened once a process."""
-        names = ("data", "image_size", "crop", "align", "face_choice", "cache")
+        names = (
+            *LayoutSettings.model_fields,
+            "data",
+            "image_size",
+            "crop",
+            "align",
+            "face_choice",
+            "cache",
+        )
         key = tuple(getattr(settings, name, None) for name in names)
         if key not in self.stores:
             self.stores[key] = open_store(settings, progress=False)
@@ -299,6 +308,8 @@ def saved(trial: Trial, settings: TrainSettings, store: Store, folder: Path) -> 
     old = Path(settings.output) / before
     checkpoint, _ = Checkpoints(old / "checkpoints").newest()
     if checkpoint is None or checkpoint.state.get("data_digest") != store.digest:
+        return None
+    if checkpoint.state.get("split_version", 1) != store.split_version:
         return None
     known = defaults(TrainSettings) | checkpoint.state.get("settings", {})
     wanted = as_params(settings)

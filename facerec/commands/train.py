@@ -106,6 +106,7 @@ def run(settings: TrainSettings, config: str | None = None) -> None:
         store = parallel.first_before_others(lambda: open_data(settings))
         if resumed:
             resumed.check_data(store)
+            store = store.split_as(resumed.checkpoint.state.get("split_version", 1))
             for sentence in resumed.damaged:
                 say(f"{sentence}; going on from the one before")
         check_whole_batch(store.labels[store.indices("train")], settings)
@@ -126,7 +127,7 @@ def open_data(settings: TrainSettings) -> Store:
     """The store; what is to be built anew is so by the first rank alone."""
     if not parallel.is_first():
         settings = settings.model_copy(update={"rebuild_store": False})
-    return open_store(settings)
+    return open_store(settings, progress=parallel.is_first())
 
 
 def follow(settings: TrainSettings, store: Store, resumed: Resumed | None) -> None:
@@ -265,6 +266,7 @@ def keeper(
         return lambda step, tensors, state: None
     checkpoints = Checkpoints(folder / "checkpoints")
     facts = {"settings": as_params(settings), "data_digest": store.digest, **more}
+    facts["split_version"] = store.split_version
     facts["ranks"] = parallel.world().size
     return lambda step, tensors, state: checkpoints.save(step, tensors, {**state, **facts})
 

@@ -16,18 +16,19 @@ from pydantic import Field
 from facerec import plots
 from facerec.columns import Column, model_column
 from facerec.data.align import AlignSettings
+from facerec.data.sources import LayoutSettings
 from facerec.data.store import DataSettings, Store, open_store
 from facerec.embedder import FaceEmbedder
 from facerec.measures import Measured
 from facerec.page import write_html
 from facerec.protocols import Identities, identities
-from facerec.settings import InputError, Settings, validate
+from facerec.settings import InputError, validate
 from facerec.tables import as_cells
 from facerec.tracking import TrackingSettings, reach_tracking, say, track
 from facerec.verification import power
 
 
-class PageSettings(Settings):
+class PageSettings(LayoutSettings):
     """Which model is shown on which faces."""
 
     group: ClassVar[str] = "Page"
@@ -102,6 +103,7 @@ def model_store(settings: PageSettings, embedder: FaceEmbedder) -> Store:
     config = embedder.config
     wanted = {
         "data": settings.data,
+        **{name: getattr(settings, name) for name in LayoutSettings.model_fields},
         "cache": settings.cache,
         "image_size": config.image_size,
         "crop": config.crop,

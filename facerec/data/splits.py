@@ -6,65 +6,54 @@ changes them. On LFW the authors' lists decide, so that every download of it spl
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
-from importlib import resources
 from pathlib import Path, PurePosixPath
 
-from facerec.data.sources import inside, lfw_pictures, read_csv
+from facerec.data.csv_list import inside, read_csv
+from facerec.data.layouts import lfw_list, lfw_pictures
+from facerec.data.names import fold_name, identity, key_hash, name_key
 from facerec.settings import InputError, expanded
 
 log = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
+SPLIT_VERSION = 2
 TEST_BELOW = 0.15
 VAL_BELOW = 0.30
 Pair = tuple[str, str, bool, int]  # path, path, same person, fold
 
 
-def fold_name(name: str) -> str:
-    """A name as it is compared across data sets: accents, case, spaces and punctuation do not count.
-
-    >>> fold_name("José  Álvarez-Núñez"), fold_name("jose_alvarez_nunez")
-    ('jose_alvarez_nunez', 'jose_alvarez_nunez')
-    """
-    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", name).casefold())
-    letters = "".join(c if c.isalnum() else "_" for c in plain if not unicodedata.combining(c))
-    return "_".join(filter(None, letters.split("_"))) or name.strip()
-
-
-def name_hash(name: str) -> float:
-    """SHA-256 of the folded name as a number in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(fold_name(name).encode()).digest()[:8]) / 2**64
-
-
-def split_by_identity(names: Sequence[str], lfw: bool = False) -> dict[str, str]:
+def split_by_identity(
+    names: Sequence[str], lfw: bool = False, version: int = SPLIT_VERSION
+) -> dict[str, str]:
     """Part of every person: `train`, `val` or `test`.
 
     A name's hash below 0.15 is test, below 0.30 val, the rest train. Retrieval needs two people with two
     pictures: a part with fewer takes the next ones by hash, and says so. With fewer than six such people
-    there is no test part, with fewer than four no val part either; train goes first. Names that fold alike
-    go the same way.
+    there is no test part, with fewer than four no val part either; train goes first. Names that differ in case or
+    separators only have one hash, so that somebody spelt in two ways is not on both sides; they count as two people.
 
     Args:
         names: the person on each picture, as often as there are pictures.
         lfw: the names are LFW's: test is its DevTest list, val the lowest 15 % of DevTrain by hash.
+        version: 2; 1 is how data sets were split before, by names without marks and signs, which merged people.
 
     Returns:
         Each distinct name -> its part.
     """
-    counts = Counter(fold_name(name) for name in names)
-    order = sorted(counts, key=lambda name: (name_hash(name), name))
-    parts = _lfw_parts(order) if lfw else {name: _part(name_hash(name)) for name in order}
+    key = fold_name if lfw or version == 1 else name_key
+    person = fold_name if version == 1 else identity
+    hashes = {person(name): key_hash(key(name)) for name in names}
+    counts = Counter(map(person, names))
+    order = sorted(counts, key=lambda name: (hashes[name], name))
+    parts = _lfw_parts(order) if lfw else {name: _part(hashes[name]) for name in order}
     paired = [name for name in order if counts[name] >= 2]
     if lfw:  # the lists decide who is lowest
         paired.sort(key=lambda name: ("test", "val", "train").index(parts[name]))
     parts = _top_up(parts, paired)
-    return {name: parts[fold_name(name)] for name in names}
+    return {name: parts[person(name)] for name in names}
 
 
 def _part(value: float) -> str:
@@ -97,18 +86,13 @@ def _top_up(parts: dict[str, str], paired: list[str]) -> dict[str, str]:
     return topped
 
 
-@cache
-def lfw_list(which: str) -> tuple[str, ...]:
-    """LFW's DevTrain (`train`) or DevTest (`test`) people, as the package carries them."""
-    text = resources.files("facerec.data").joinpath(f"lfw_dev_{which}.txt").read_text("utf-8")
-    return tuple(text.split())
-
-
-def _lfw_parts(folded: list[str]) -> dict[str, str]:
+def _lfw_parts(names: Sequence[str]) -> dict[str, str]:
+    """Parts by LFW's lists, whose spelling differs from its folders' in nothing but case and separators."""
     test = {fold_name(name) for name in lfw_list("test")}
-    train = sorted({fold_name(name) for name in lfw_list("train")}, key=name_hash)
+    train = sorted({fold_name(name) for name in lfw_list("train")}, key=key_hash)
     val = set(train[: round(len(train) * 0.15)])
-    return {name: "test" if name in test else "val" if name in val else "train" for name in folded}
+    folded = {name: fold_name(name) for name in names}
+    return {n: "test" if f in test else "val" if f in val else "train" for n, f in folded.items()}
 
 
 def lfw_view1_people(root: Path | str) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
@@ -24,11 +24,12 @@ from pydantic import Field
 from tqdm import tqdm
 
 from facerec.data.align import WARP_VERSION, face
+from facerec.data.csv_list import Columns
 from facerec.data.files import cache_errors, publish_folder, read_json, remove_folder, write_json
 from facerec.data.pictures import PictureError, decode, read_file
-from facerec.data.sources import FaceList, cache_folder, find_faces
-from facerec.data.splits import split_by_identity
-from facerec.settings import InputError, Settings
+from facerec.data.sources import FaceList, LayoutSettings, cache_folder, find_faces
+from facerec.data.splits import SPLIT_VERSION, split_by_identity
+from facerec.settings import InputError, shown
 
 FORMAT = 2  # raise when stores of an older layout must not be opened
 PIXELS, INDEX, SKIPPED = "images.u8", "index.json", "skipped.txt"
@@ -36,7 +37,7 @@ WINDOW = 512  # pictures decoded between two writes
 SPARE_BYTES = 64 * 2**20
 
 
-class DataSettings(Settings):
+class DataSettings(LayoutSettings):
     """Where the faces come from and how they are cut out."""
 
     group: ClassVar[str] = "Data"
@@ -77,6 +78,7 @@ class Store:
         picture_hashes: N SHA-256 of the files, hex.
         digest: hex digest of who is on which picture, by content: the same wherever the files lie.
         split: (N,) of `train`, `val` or `test`.
+        split_version: of the rule that split them, see `splits.split_by_identity`.
         name: what the data set is called.
         layout: as in `FaceList.layout`.
         skipped: (path, reason) of the pictures left out.
@@ -100,12 +102,21 @@ class Store:
     folder: Path
     file: BinaryIO | None = None
     written: tuple[int, int] | None = None
+    split_version: int = SPLIT_VERSION
 
     def indices(self, part: str) -> np.ndarray:
         """Ascending picture numbers of `train`, `val`, `test` or `all`, int64."""
         if part not in ("train", "val", "test", "all"):
             raise ValueError(f"part={part!r}: one of train, val, test, all")
         return np.flatnonzero((self.split == part) | (part == "all"))
+
+    def split_as(self, version: int) -> Store:
+        """The same store, split by the rule of `version`: a training ends with the people that it began with."""
+        if version == self.split_version:
+            return self
+        identities = [self.names[label] for label in self.labels]
+        split = _split(identities, self.layout, version)
+        return replace(self, split=split, split_version=version)
 
     def check_unaltered(self) -> None:
         """To be called before `images` are read: beyond the end of a file that was cut short, reading kills.
@@ -127,7 +138,7 @@ def open_store(settings: DataSettings, progress: bool = True) -> Store:
 
     Args:
         settings: what to open; other fields that an entry point adds are ignored.
-        progress: show a bar on stderr while decoding.
+        progress: show on stderr how the data set was read, and a bar while decoding.
 
     Raises:
         InputError: data not found or unusable, files changed since the last time, fewer than two people
@@ -136,7 +147,10 @@ def open_store(settings: DataSettings, progress: bool = True) -> Store:
     cache = cache_folder(settings.cache)
     with cache_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        faces = find_faces(settings.data, cache)
+        columns = Columns(settings.path_column, settings.label_column)
+        faces = find_faces(settings.data, cache, settings.layout, columns)
+        if progress and faces.layout != "demo":
+            print(*faces.notes, sep="\n", file=sys.stderr)
         memo_file, memo = _memo(faces, cache, settings.rebuild_store, progress)
         hashes = [memo[path][2] for path in faces.paths]
         digest = content_digest(faces.identities, hashes)
@@ -177,6 +191,12 @@ def _key(faces: FaceList, digest: str, settings: DataSettings) -> str:
     if getattr(settings, "align", "none") != "none":
         parts += [settings.align, settings.face_choice, WARP_VERSION]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _split(identities: list[str], layout: str, version: int) -> np.ndarray:
+    """(N,) parts of the pictures of these people."""
+    parts = split_by_identity(identities, lfw=layout == "lfw", version=version)
+    return np.array([parts[name] for name in identities])
 
 
 def _threads() -> int:
@@ -267,10 +287,11 @@ def _build(
             os.fsync(file.fileno())
             changed = written(file)[1]
         check_enough([faces.identities[i] for i in kept], faces, skipped)
-        lines = "".join(f"{path}\t{reason}\n" for path, reason in skipped)
+        lines = "".join(f"{shown(path, 4096)}\t{reason}\n" for path, reason in skipped)
         (draft / SKIPPED).write_text(lines, encoding="utf-8")
         index = {
             "format": FORMAT,
+            "split_version": SPLIT_VERSION,
             "shape": [len(kept), size, size, 3],
             "digest": digest,
             "pixels": {"sha256": pixels.hexdigest(), "changed": changed},
@@ -314,7 +335,7 @@ def check_enough(identities: list[str], faces: FaceList, skipped: list[tuple[str
     paired = int((counts >= 2).sum())
     if paired < 2:
         lost = (
-            f" ({len(skipped)} skipped, the first, {skipped[0][0]}: {skipped[0][1]})"
+            f" ({len(skipped)} skipped, the first, {shown(skipped[0][0])}: {skipped[0][1]})"
             if skipped
             else ""
         )
@@ -342,12 +363,12 @@ def _open(folder: Path, faces: FaceList, digest: str) -> Store:
         )
     identities = index["identities"]
     names, labels = np.unique(np.array(identities, dtype=object), return_inverse=True)
-    parts = split_by_identity(identities, lfw=faces.layout == "lfw")
+    version = index.get("split_version", 1)
     skipped = [(path, reason) for path, reason in index["skipped"]]
     if skipped:
         path, reason = skipped[0]
         print(
-            f"Skipped {len(skipped):,} of {len(faces.paths):,} pictures (the first, {path}: {reason}); "
+            f"Skipped {len(skipped):,} of {len(faces.paths):,} pictures (the first, {shown(path)}: {reason}); "
             f"all are named in {folder / SKIPPED}",
             file=sys.stderr,
         )
@@ -358,7 +379,8 @@ def _open(folder: Path, faces: FaceList, digest: str) -> Store:
         paths=index["paths"],
         picture_hashes=index["picture_hashes"],
         digest=digest,
-        split=np.array([parts[name] for name in identities]),
+        split=_split(identities, faces.layout, version),
+        split_version=version,
         name=faces.name,
         layout=faces.layout,
         skipped=skipped,

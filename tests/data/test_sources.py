@@ -162,7 +162,10 @@ def test_csv(tmp_path: Path) -> None:
         ("pics/x/0.png\n", "line 1"),
         ("pics/x/0.png,Ann\npics/x/0.png,Bob\n", "line 2"),
         ("", "empty"),
-        ("path,photo\na.png,b.png\n", "no column `identity` beside `path`"),
+        ("path,photo\na.png,b.png\n", "path, photo could each hold the path .* --path-column"),
+        ("path,class,subject\na.png,m,1\n", "class, subject could each say .* --label-column"),
+        ("path,age\na.png,7\n", "no column of path, age says who"),
+        ("a.png,m,Ann\n", "3 columns and no heading"),
     ):
         sheet.write_text(text)
         with pytest.raises(InputError, match=complaint):
@@ -180,7 +183,7 @@ def test_what_is_not_there_is_told(tmp_path: Path, monkeypatch) -> None:
     for data, complaint in (
         ("nowhere/faces", f"nowhere/faces was not found in {tmp_path}"),
         ("/nowhere/faces", "/nowhere/faces was not found."),
-        ("empty", "holds no pictures"),
+        ("empty", "holds no images"),
         ("flat", "no folder per person"),
         ("file.pdf", "is a file"),
         ("https://example.org/faces", "URL"),

@@ -1,0 +1,231 @@
+"""Who is on each image of a folder: LFW, Kaggle's Face Recognition Dataset, or a folder per person.
+
+A known layout is taken only where every image of the folder fits it. Where some fit and some do not, nothing is
+guessed: the folder is refused, with the ways to say what is meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path, PurePosixPath
+
+from facerec.data.names import fold_name, identity
+from facerec.settings import InputError, shown
+
+LFW_FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")
+ORIGINALS, CUTOUTS = "Original Images", "Faces"
+PARTS = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a folder is read.
+
+    Attributes:
+        name: `lfw`, `kaggle-faces` or `folders`.
+        faces: (image file, the person on it).
+        note: what was recognised and what is left out, in one sentence.
+    """
+
+    name: str
+    faces: Sequence[tuple[Path, str]]
+    note: str
+
+
+def layout_of(root: Path, images: Sequence[Path], asked: str = "auto") -> Layout:
+    """Read a folder.
+
+    Args:
+        images: all image files below `root`.
+        asked: `auto`, or the layout to take.
+
+    Raises:
+        InputError: the layout is in doubt, or is not the one asked for.
+    """
+    if asked != "folders":
+        for known in (_lfw, _kaggle_faces):
+            layout = known(root, images, asked)
+            if layout is not None:
+                return layout
+    return _folders(root, images)
+
+
+def lfw_pictures(root: Path) -> Path | None:
+    """The folder of LFW's person folders in a download, or None if `root` is no LFW download."""
+    if root.name in LFW_FOLDERS and _holds_lfw_people(root):
+        return root
+    for base in (root, root / "lfw_home"):
+        for name in LFW_FOLDERS:
+            for folder in (*(base / name / inner for inner in LFW_FOLDERS), base / name):
+                if folder.is_dir() and _holds_lfw_people(folder):
+                    return folder
+    return None
+
+
+@cache
+def lfw_list(which: str) -> tuple[str, ...]:
+    """LFW's DevTrain (`train`) or DevTest (`test`) people, as the package carries them."""
+    text = resources.files("facerec.data").joinpath(f"lfw_dev_{which}.txt").read_text("utf-8")
+    return tuple(text.split())
+
+
+@cache
+def _lfw_people() -> frozenset[str]:
+    return frozenset(fold_name(name) for part in ("train", "test") for name in lfw_list(part))
+
+
+def _holds_lfw_people(folder: Path) -> bool:
+    """Whether an image stands as Name/Name_0001.jpg."""
+    people = (path for path in folder.iterdir() if path.is_dir())
+    return any((person / f"{person.name}_0001.jpg").is_file() for person in people)
+
+
+def _is_lfw(path: PurePosixPath) -> bool:
+    """Whether a path below LFW's pictures is one of them: Name/Name_0001.jpg, of one of LFW's 5,749 people."""
+    name = path.parent.name
+    numbered = re.fullmatch(re.escape(name) + r"_\d{4}\.jpg", path.name)
+    return bool(len(path.parts) == 2 and numbered and fold_name(name) in _lfw_people())
+
+
+def _lfw(root: Path, images: Sequence[Path], asked: str) -> Layout | None:
+    pictures = lfw_pictures(root)
+    if pictures is None:
+        if asked == "lfw":
+            raise InputError(f"{root} holds none of LFW's folders {', '.join(LFW_FOLDERS)}")
+        return None
+    inside = [path for path in images if path.is_relative_to(pictures)]
+    strangers = [path for path in images if not _is_lfw(_below(pictures, path))]
+    fitting = len(images) - len(strangers)
+    if asked != "lfw":
+        if not fitting or asked == "kaggle-faces":
+            return None
+        if strangers:
+            alone = (
+                f"--data {shown(pictures)} takes that folder alone, " if pictures != root else ""
+            )
+            raise InputError(
+                f"{root} holds {fitting:,} images of LFW in {shown(pictures.name)} and {len(strangers):,} that are not "
+                f"of it (the first, {shown(strangers[0])}): {alone}--layout folders takes every folder as a person, "
+                "--layout lfw takes LFW's folder with LFW's lists"
+            )
+    faces = [(path, identity(path.parent.name)) for path in inside]
+    rest = len(images) - len(inside)
+    return Layout("lfw", faces, f"LFW, {counts(faces)}{_left(rest, 'beside it')}")
+
+
+def _kaggle_faces(root: Path, images: Sequence[Path], asked: str) -> Layout | None:
+    """Kaggle's "Face Recognition Dataset": the originals, or the cut-out faces if only they are there."""
+    originals, cutouts, beside = _kaggle_parts(root, images)
+    fits = all(len(path.parts) == 2 for path, _ in originals) and all(
+        len(path.parts) == 1 and re.fullmatch(r".+_\d+", path.stem) for path, _ in cutouts
+    )
+    fits = fits and bool(originals or cutouts)
+    if asked == "kaggle-faces" and not fits:
+        raise InputError(
+            f"{root} is not Kaggle's Face Recognition Dataset: it has {ORIGINALS}/<Name>/<image>, or "
+            f"{CUTOUTS}/<Name>_<number>.jpg"
+        )
+    if not fits:
+        return None
+    known = originals or (root / "Dataset.csv").is_file() or (root / CUTOUTS / CUTOUTS).is_dir()
+    if asked == "auto" and (beside or not known):
+        where = ORIGINALS if originals else CUTOUTS
+        others = f" and {len(beside):,} images beside it" if beside else ""
+        raise InputError(
+            f"{root} holds the folder {where}, named as in Kaggle's Face Recognition Dataset{others}: --layout "
+            "kaggle-faces takes it for that data set alone, --layout folders takes every folder as a person"
+        )
+    if originals:
+        faces = [(file, identity(path.parent.name)) for path, file in originals]
+    else:
+        faces = [(file, identity(path.stem.rpartition("_")[0])) for path, file in cutouts]
+    note = f"Kaggle's Face Recognition Dataset, {counts(faces)}"
+    note += _left(len(cutouts) if originals else 0, f"cut out in {CUTOUTS}")
+    return Layout("kaggle-faces", faces, note + _left(len(beside), "beside it"))
+
+
+def _kaggle_parts(
+    root: Path, images: Sequence[Path]
+) -> tuple[list[tuple[PurePosixPath, Path]], list[tuple[PurePosixPath, Path]], list[Path]]:
+    """Originals and cut-outs, each with its path within its folder (Kaggle's zip has that folder twice); the others."""
+    parts: dict[str, list[tuple[PurePosixPath, Path]]] = {ORIGINALS: [], CUTOUTS: []}
+    beside = []
+    for file in images:
+        path = _below(root, file)
+        part = path.parts[0]
+        if part not in parts or len(path.parts) == 1:
+            beside.append(file)
+            continue
+        path = path.relative_to(part)
+        if path.parts[0] == part:
+            path = path.relative_to(part)
+        parts[part].append((path, file))
+    return parts[ORIGINALS], parts[CUTOUTS], beside
+
+
+def _folders(root: Path, images: Sequence[Path]) -> Layout:
+    """A folder per person, at any depth; train/, val/ and test/ at the top may hold the same people."""
+    named = [
+        (path, PurePosixPath(*map(identity, _below(root, path).parent.parts))) for path in images
+    ]
+    loose = sum(not folder.parts for _, folder in named)
+    if loose and loose == len(named):
+        raise InputError(
+            f"{root} holds images but no folder per person: put each person's in one folder"
+        )
+    check_one_level(root, [folder for _, folder in named])
+    people: dict[str, PurePosixPath] = {}  # identity -> its folder below the parts
+    faces = []
+    for path, folder in named:
+        if not folder.parts:
+            continue
+        if len(folder.parts) > 1 and folder.parts[0].lower() in PARTS:
+            folder = folder.relative_to(folder.parts[0])
+        other = people.setdefault(folder.name, folder)
+        if other != folder:
+            raise InputError(
+                f"{root}: the folders {other} and {folder} have one name, so it is unclear whether they show "
+                "one person; rename one, or list the images in a CSV of path,identity"
+            )
+        faces.append((path, folder.name))
+    if faces and {person.lower() for person in people} <= PARTS:
+        raise InputError(
+            f"{root} holds images in {', '.join(sorted(people))}/ but no folder per person: put each person's in one "
+            "folder within them"
+        )
+    note = f"a folder per person, {counts(faces)}{_left(loose, 'in no folder')}"
+    return Layout("folders", faces, note)
+
+
+def check_one_level(root: Path, folders: Sequence[PurePosixPath]) -> None:
+    """Refuse a person's folder that holds folders of images beside images: whose those are is unclear.
+
+    Args:
+        folders: of each image, below `root`; images of the root itself may lie beside folders.
+    """
+    own = set(folders)
+    for folder in own:
+        for above in folder.parents:
+            if above.parts and above in own:
+                raise InputError(
+                    f"{root}: {shown(above)} holds images and the folder {shown(folder)} with more, so who is on those "
+                    "is unclear: put all images of a person in one folder"
+                )
+
+
+def counts(faces: Sequence[tuple[Path, str]]) -> str:
+    """How many images of how many people."""
+    return f"{len(faces):,} images of {len({name for _, name in faces}):,} people"
+
+
+def _left(number: int, where: str) -> str:
+    return f"; {number:,} images {where} are left out" if number else ""
+
+
+def _below(root: Path, path: Path) -> PurePosixPath:
+    """A path within a folder; one that is elsewhere as it is."""
+    return PurePosixPath((path.relative_to(root) if path.is_relative_to(root) else path).as_posix())
