@@ -1,11 +1,13 @@
 """Hostile files by the thousand through the functions that read files of strangers.
 
-    python -m tests.fuzz [--pictures 5000] [--models 1000] [--recipes 1000] [--checkpoints 1000] [--seed 0]
+    python -m tests.fuzz [--pictures 5000] [--models 1000] [--recipes 1000] [--checkpoints 1000] [--folders 5000]
+                         [--seed 0]
 
 Each case is a valid file, mutated by a generator seeded with its number: bits flipped, bytes overwritten, cut,
 repeated, moved; for model folders and checkpoints half of the time with checksums that are right again, so that the
-layers behind them are reached. The function either works or refuses in one sentence; anything else is a bug and is
-printed with the case's number. Exit code 1 if there is one.
+layers behind them are reached. Folders of people are built at random (random_folders.py), and who was put into them
+must be found, or the folder be refused for a reason. The function either works or refuses in one sentence; anything
+else is a bug and is printed with the case's number. Exit code 1 if there is one.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from facerec.model_folder import CALIBRATION, CONFIG, PROVENANCE, WEIGHTS
 from facerec.provenance import met
 from facerec.resume import settings_of_checkpoint
 from facerec.settings import InputError, resolve
+from tests import random_folders
 from tests.conftest import PROJECT
 from tests.models import encoded, make_model, picture
 from tests.test_trainer import small, trainer
@@ -115,7 +118,7 @@ def pictures() -> list[bytes]:
 
 
 class Fuzz:
-    """The four kinds of hostile files; each takes a generator, and works, or raises InputError.
+    """The kinds of hostile files and folders; each takes a generator, and works, or raises InputError.
 
     Args:
         folder: for what is written; a valid model and a valid checkpoint are made there.
@@ -215,6 +218,11 @@ class Fuzz:
         settings = resolve(self.train_settings, {}, str(recipe))
         assert 16 <= settings.image_size <= 512 and settings.lr > 0
 
+    def of_folder(self, chance: random.Random) -> None:
+        """Listing of a folder of people, as training data and as a gallery."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            random_folders.check(Path(folder), chance)
+
     def of_checkpoint(self, chance: random.Random) -> None:
         """Going on from a checkpoint."""
         data = self.checkpoint_bytes
@@ -272,6 +280,7 @@ def run(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     counts = {"pictures": 5000, "models": 1000, "recipes": 1000, "checkpoints": 1000}
+    counts["folders"] = 5000
     for name, count in counts.items():
         parser.add_argument(f"--{name}", type=int, default=count)
     parser.add_argument("--seed", type=int, default=0)

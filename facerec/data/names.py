@@ -71,8 +71,8 @@ def case_notes(identities: Iterable[str]) -> tuple[str, ...]:
     alike = differing_in_case(identities)
     if not alike:
         return ()
-    first = " and ".join(alike[0])
+    more = f", and {len(alike) - 1:,} more such names" if len(alike) > 1 else ""
     return (
-        f"{len(alike):,} names are spelt in several ways (the first, {first}), which are taken for different people: "
-        "where they are one, give them one name",
+        f"{' and '.join(alike[0])}{more} differ in case or separators only and are taken for different people: where "
+        "they are one person, give them one name",
     )

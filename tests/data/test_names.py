@@ -31,7 +31,7 @@ def test_case_and_separators_do_not_split_somebody() -> None:
     assert name_key("José  Núñez") == name_key("JOSÉ_NÚÑEZ") == name_key("José-Núñez")
     assert identity("Ann Bea") != identity("ann_bea")
     (note,) = case_notes(["Ann Bea", "Cy", "ann_bea", "Ann Bea"])
-    assert "1 names" in note and "Ann Bea and ann_bea" in note
+    assert note.startswith("Ann Bea and ann_bea differ in case or separators only")
     assert case_notes(["Dung", "Dũng"]) == ()
 
 

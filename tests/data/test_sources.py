@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import tarfile
+import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from facerec.data.csv_list import Columns
 from facerec.data.sources import find_faces
 from facerec.data.splits import lfw_pairs
 from facerec.settings import InputError
@@ -143,6 +146,105 @@ def test_kaggle_face_recognition_dataset(tmp_path: Path) -> None:
     assert set(faces.identities) == {"Brad_Pitt", "Courtney"}
     (tmp_path / "Original Images").rename(tmp_path / ".gone")
     assert find_faces(str(tmp_path)).identities == ("Brad Pitt",) * 3
+
+
+@pytest.mark.parametrize("person", ["ann", "n000001"])
+def test_a_folder_called_faces_is_no_known_data_set(tmp_path: Path, person: str) -> None:
+    save(tmp_path / f"Faces/{person}/IMG_1.jpg", 1)
+    save(tmp_path / "Faces/bea/IMG_2.jpg", 2)
+    faces = find_faces(str(tmp_path))
+    assert (faces.layout, set(faces.identities)) == ("folders", {person, "bea"})
+    save(tmp_path / "cyd/IMG_3.jpg", 3)
+    assert set(find_faces(str(tmp_path)).identities) == {person, "bea", "cyd"}
+    assert faces.notes == (f"{tmp_path.name}: a folder per person, 2 images of 2 people",)
+
+
+def test_what_only_resembles_a_known_data_set_is_refused(tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    for k in range(2):
+        save(flat / f"Faces/IMG_{k}.jpg", k)
+    with pytest.raises(InputError, match=r"holds the folder Faces, named as .* --layout folders"):
+        find_faces(str(flat))
+    save(flat / "cyd/1.jpg", 3)
+    with pytest.raises(InputError, match=r"and 1 images beside it: --layout kaggle-faces"):
+        find_faces(str(flat))
+    assert set(find_faces(str(flat), layout="folders").identities) == {"Faces", "cyd"}
+    known = find_faces(str(flat), layout="kaggle-faces")
+    assert set(known.identities) == {"IMG"} and "1 images beside it are left out" in known.notes[0]
+    people(tmp_path / "orig/Original Images", "Ann Bea")
+    people(tmp_path / "orig/other", "Cyd")
+    with pytest.raises(InputError, match=r"Original Images, .* and 3 images beside it"):
+        find_faces(str(tmp_path / "orig"))
+    with pytest.raises(InputError, match="is not Kaggle's"):
+        find_faces(str(tmp_path / "orig/other"), layout="kaggle-faces")
+
+
+def test_images_beside_lfw_are_not_dropped(tmp_path: Path) -> None:
+    pictures = lfw_tree(tmp_path / "a/lfw")
+    people(tmp_path / "a/other", "cyd")
+    with pytest.raises(InputError, match=r"4 images of LFW in lfw and 3 .* --data .*/lfw takes"):
+        find_faces(str(tmp_path / "a"))
+    assert find_faces(str(pictures)).layout == "lfw"
+    assert len(find_faces(str(tmp_path / "a"), layout="folders").paths) == 7
+    alone = find_faces(str(tmp_path / "a"), layout="lfw")
+    assert len(alone.paths) == 4 and alone.notes == (
+        "lfw: LFW, 4 images of 2 people; 3 images beside it are left out",
+    )
+    for k in (1, 2):  # named like LFW's, but nobody of LFW's 5,749 people
+        save(tmp_path / f"b/lfw/Ann_A/Ann_A_000{k}.jpg", k)
+    people(tmp_path / "b/other", "cyd")
+    own = find_faces(str(tmp_path / "b"))
+    assert (own.layout, set(own.identities)) == ("folders", {"Ann_A", "cyd"})
+    lfw_tree(tmp_path / "c/lfw_funneled"), lfw_tree(tmp_path / "c/lfw-deepfunneled")
+    with pytest.raises(InputError, match="4 images of LFW in lfw-deepfunneled and 4 that are not"):
+        find_faces(str(tmp_path / "c"))
+
+
+def test_an_archive_beside_images_is_in_doubt(tmp_path: Path) -> None:
+    people(tmp_path, "Ann Bea")
+    archive(tmp_path / "lfw.tgz", {"lfw/Aaron_Peirsol/Aaron_Peirsol_0001.jpg": b"x"})
+    with pytest.raises(InputError, match=r"6 images and the archive lfw\.tgz: --data"):
+        find_faces(str(tmp_path))
+    assert len(find_faces(str(tmp_path), layout="folders").paths) == 6
+
+
+def test_folders_that_are_in_doubt(tmp_path: Path) -> None:
+    people(tmp_path / "a", "Ann Bea")
+    save(tmp_path / "a/Ann/2019/1.png", 1)
+    with pytest.raises(InputError, match="Ann holds images and the folder Ann/2019 with more"):
+        find_faces(str(tmp_path / "a"))
+    people(tmp_path / "b", "train test")
+    with pytest.raises(InputError, match="images in test, train/ but no folder per person"):
+        find_faces(str(tmp_path / "b"))
+
+
+def test_one_person_in_two_forms_of_unicode_is_one(tmp_path: Path) -> None:
+    for form in ("NFC", "NFD"):
+        people(tmp_path / form, unicodedata.normalize(form, "José Zoë"), 2)
+        for folder in (tmp_path / form).iterdir():
+            (tmp_path / "both" / folder.name).parent.mkdir(exist_ok=True)
+            folder.rename(tmp_path / "both" / folder.name)
+    for name in ("Ann_B", "ANN_B"):
+        save(tmp_path / "both" / name / "1.png", 1)
+    faces = find_faces(str(tmp_path / "both"))
+    assert Counter(faces.identities) == {"José": 4, "Zoë": 4, "Ann_B": 1, "ANN_B": 1}
+    assert "ANN_B and Ann_B differ in case or separators only" in faces.notes[1]
+
+
+def test_columns_of_a_csv_are_chosen_or_named(tmp_path: Path) -> None:
+    sheet = tmp_path / "faces.csv"
+    sheet.write_text("path,class,Subject\na.png,m,1\nb.png,f,2\nc.png,m,2\n")
+    faces = find_faces(str(sheet), columns=Columns(label="subject"))
+    assert faces.identities == ("1", "2", "2")
+    assert faces.notes == (
+        "faces: the image in column path, the person in column Subject, 3 images of 2 people",
+    )
+    with pytest.raises(InputError, match="no column 'name'; there are class, subject"):
+        find_faces(str(sheet), columns=Columns(label="name"))
+    sheet.write_text("img,who\na.png,Ann\n")
+    assert find_faces(str(sheet)).identities == ("Ann",)
+    sheet.write_text("a.png,Ann\nb.png,Bob\n")
+    assert "(no heading)" in find_faces(str(sheet)).notes[0]
 
 
 def test_csv(tmp_path: Path) -> None:
