@@ -76,7 +76,7 @@ def canonical(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(value)
+    return as_utf8(str(value))
 
 
 def defaults(model: type[Settings]) -> dict[str, str]:
@@ -234,7 +234,7 @@ def expanded(path: str | PathLike[str]) -> Path:
 
 def shown(path: str | PathLike[str], longest: int = 200) -> str:
     """A file's name for a message: control characters and broken encodings escaped, of a long one the end."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in as_utf8(str(path)))
     return (text or "''") if len(text) <= longest else "…" + text[1 - longest :]
 
 

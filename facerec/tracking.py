@@ -32,7 +32,7 @@ from facerec.data.files import disk_told
 from facerec.data.store import Store
 from facerec.interrupt import held, stop_at_once
 from facerec.outbox import Entry, Outbox
-from facerec.settings import InputError, Settings, as_params, canonical, one_line
+from facerec.settings import InputError, Settings, as_params, as_utf8, canonical, one_line
 from facerec.urls import with_driver, without_password
 
 BUSY_SECONDS = 60
@@ -237,7 +237,7 @@ class Run:
 
     def log_data(self, store: Store, context: str) -> None:
         """The data set, by name and digest, as the run's input."""
-        source = LocalArtifactDatasetSource(str(store.root))
+        source = LocalArtifactDatasetSource(as_utf8(str(store.root)))
         dataset = MetaDataset(source=source, name=store.name, digest=store.digest[:32])
         patiently(lambda: mlflow.log_input(dataset, context=context))
         counts = {part: len(store.indices(part)) for part in ("train", "val", "test")}

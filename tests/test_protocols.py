@@ -228,6 +228,34 @@ def test_figures_keep_the_order_of_the_table():
     assert list(found.figures) == ["a", "b"]
 
 
+@pytest.mark.parametrize(("one", "other"), [("Dung", "Dũng"), ("सीमा", "सोमा"), ("C+", "C#")])
+def test_people_whose_names_fold_alike_are_not_found_in_each_other(tmp_path, one, other):
+    for name, seed in (("known", 0), ("probes", 9)):
+        for place, person in enumerate((one, other) if name == "known" else (other, one)):
+            path = tmp_path / name / person / "1.png"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(encoded(picture(seed + place)))
+    protocol = search(tmp_path / "known", tmp_path / "probes")
+    own, swapped = {one: 0, other: 90}, {one: 90, other: 0}
+    angles = [
+        (own if known else swapped)[name]
+        for name, known in zip(protocol.labels, protocol.known, strict=True)
+    ]
+    found = protocol.measure(at(*angles), every(protocol), None).figures
+    assert found["rate_at_rank_1"].value == 0 and len(np.unique(protocol.labels)) == 2
+
+
+def test_probes_whose_name_is_spelt_otherwise_are_strangers_and_named(tmp_path):
+    for name in ("known/Ann B", "known/Cy", "probes/ann_b", "probes/Cy"):
+        path = tmp_path / name / "1.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(encoded(picture(len(name))))
+    (note,) = search(tmp_path / "known", tmp_path / "probes").notes
+    assert (
+        note.startswith("1 people of the probes") and "(ann_b, where the gallery has Ann B)" in note
+    )
+
+
 def test_leaks():
     pictures = Pictures(["", "", ""], ["Ann", "Ann", "Bob"], ["1", "2", "3"], np.array([0, 1]))
     none = leak(seen("Bob"), pictures, "d")

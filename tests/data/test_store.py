@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -52,6 +53,41 @@ def test_round_trip(faces: Path) -> None:
     assert (got.name, got.layout, got.root, got.skipped) == ("faces", "folders", faces, [])
     with pytest.raises(ValueError, match="part="):
         got.indices("dev")
+
+
+def test_file_names_that_are_not_utf8(faces: Path, capsys) -> None:
+    Path(os.fsdecode(os.fsencode(faces / "Ann") + b"/\xe9.jpg")).write_bytes(b"damaged")
+    (faces / "Bob").rename(os.fsdecode(os.fsencode(faces) + b"/\xe9\xe8"))
+    got = open_store(settings(faces))
+    assert r"\xe9\xe8" in got.names and len(got.paths) == 21
+    assert all((got.root / path).is_file() for path in got.paths)
+    assert r"Ann/\xe9.jpg" in (got.folder / "skipped.txt").read_text("utf-8")
+    assert r"the first, Ann/\xe9.jpg: not a picture" in capsys.readouterr().err
+
+
+def test_how_a_data_set_was_read_is_said(faces: Path, capsys) -> None:
+    open_store(settings(faces))
+    assert "faces: a folder per person, 21 images of 7 people\n" in capsys.readouterr().err
+    opened(faces)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_store_of_before_is_split_as_before(tmp_path: Path) -> None:
+    root = tmp_path / "faces"
+    people(root, " ".join(f"{first}{k}" for k in range(12) for first in ("Dung", "Dũng")), 2)
+    new = opened(root)
+    index = json.loads((new.folder / "index.json").read_text("utf-8"))
+    assert index.pop("split_version") == 2
+    (new.folder / "index.json").write_text(json.dumps(index))
+    old = opened(root)
+    apart = [
+        new.split[new.paths.index(p.replace("ũ", "u"))] != s
+        for p, s in zip(new.paths, new.split, strict=True)
+    ]
+    assert old.split_version == 1 and any(apart)
+    for i, path in enumerate(old.paths):  # people of one folded name were one
+        assert old.split[i] == old.split[old.paths.index(path.replace("ũ", "u"))]
+    assert (old.split_as(2).split == new.split).all() and (new.split_as(1).split == old.split).all()
 
 
 def test_a_second_start_reads_no_picture(faces: Path, monkeypatch) -> None:
