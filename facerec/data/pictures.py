@@ -36,6 +36,7 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_PIXELS = 80_000_000  # 240 MB decoded; phones' 64-megapixel photographs pass
 MIN_SIDE = 8
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+URLS = ("http:/", "https:/", "ftp:/", "file:/", "s3:/", "data:")  # if there is no such file
 BACKDROP = 128  # what shows through transparent pixels
 DIMMEST_16_BITS = 2**12  # brightest value under which an image of 16 bits may be one of 8, 10 or 12
 DEEPEST_14_BITS = 2**14 - 1
@@ -122,19 +123,21 @@ def read_file(path: Path) -> bytes:
     Raises:
         PictureError: no such file, a folder, a pipe or a device, a URL, unreadable, or above 64 MiB.
     """
-    if str(path).startswith(("http:/", "https:/", "ftp:/", "file:/", "s3:/", "data:")):
-        raise PictureError("a URL where a path is due: download the picture first")
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise PictureError("no regular file, where a picture is due: a pipe or a device")
             data = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        raise PictureError("no such file") from None
     except IsADirectoryError:
         raise PictureError("a folder, not a picture") from None
     except (OSError, ValueError) as error:
-        raise PictureError(f"cannot be read: {getattr(error, 'strerror', error)}") from None
+        if str(path).startswith(URLS):
+            reason = "a URL where a path is due: download the picture first"
+        elif isinstance(error, FileNotFoundError):
+            reason = "no such file"
+        else:
+            reason = f"cannot be read: {getattr(error, 'strerror', error)}"
+        raise PictureError(reason) from None
     if len(data) > MAX_FILE_BYTES:
         raise PictureError(f"a file of more than {MAX_FILE_BYTES >> 20} MiB")
     return data
