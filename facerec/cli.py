@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from facerec.paths import located
 from facerec.settings import InputError, Settings, SettingsCommand, mlproject, resolve
 
 
@@ -80,6 +81,7 @@ def command(name: str, model: type[Settings], module: Any) -> click.Command:
         settings_of = getattr(
             module, "settings_of", lambda given, config: resolve(model, given, config)
         )
+        config = located(config) if config else config
         module.run(settings_of(given, config), config)
 
     arguments = [

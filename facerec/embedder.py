@@ -49,7 +49,10 @@ class FaceEmbedder:
     def __init__(self, model: LoadedModel, device: torch.device) -> None:
         self.config, self.calibration, self.provenance = model[1:]
         self.device = device
-        self._network = model.network.to(device)
+        with torch.inference_mode(
+            False
+        ):  # of the caller, which would make weights without gradients
+            self._network = model.network.to(device)
         self._weights = self.config.sha256.get(WEIGHTS, "")
 
     @property
@@ -132,7 +135,8 @@ class FaceEmbedder:
             raise InputError(
                 f"faces {faces.shape} {faces.dtype}, where (N, {side}, {side}, 3) uint8 is due"
             )
-        with torch.inference_mode():
+        # The caller may be within a block of autocast, which thresholds are not made for.
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             batch = to_input(torch.from_numpy(faces).to(self.device))
             embeddings = self._network(batch)
             if flip:

@@ -197,8 +197,9 @@ def read_model(folder: Path | str) -> LoadedModel:
     for name in (CALIBRATION, PROVENANCE):
         content[name] = parse_object(folder, name, _checked(folder, name, MAX_BYTES[name], config))
     data = _checked(folder, WEIGHTS, MAX_BYTES[WEIGHTS], config)
-    network = _build(folder, config, len(data))
-    network.load_state_dict(_tensors(folder, data, network.state_dict()))
+    with torch.inference_mode(False), torch.device("cpu"):  # whatever the caller's are
+        network = _build(folder, config, len(data))
+        network.load_state_dict(_tensors(folder, data, network.state_dict()))
     return LoadedModel(network.eval(), config, content[CALIBRATION], content[PROVENANCE])
 
 
@@ -238,17 +239,35 @@ def _checked(folder: Path, name: str, limit: int, config: ModelConfig) -> bytes:
     return data
 
 
-class _Budget(TorchFunctionMode):
-    """Stops the building of a network that is larger than its weights file."""
+class _Blank(TorchFunctionMode):
+    """Builds a network whose weights come from a file.
 
-    factories = (torch.empty, torch.randn, torch.rand, torch.zeros, torch.ones, torch.tensor)
+    None are drawn: that would move the random numbers of whoever trains, in any thread. A network that is larger than
+    its weights file is stopped.
+    """
+
+    factories = frozenset({torch.empty, torch.zeros, torch.ones, torch.tensor})
+    drawn = frozenset({torch.rand, torch.randn})
+    fillers = frozenset(
+        {
+            nn.init.uniform_,
+            nn.init.normal_,
+            nn.init.kaiming_uniform_,
+            Tensor.uniform_,
+            Tensor.normal_,
+        }
+    )
 
     def __init__(self, limit: int) -> None:
         super().__init__()
         self.left = limit
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in self.fillers:
+            return args[0] if args else kwargs["tensor"]
+        func = torch.zeros if func in self.drawn else func
+        result = func(*args, **kwargs)
         if func in self.factories:
             self.left -= result.nbytes
             if self.left < 0:
@@ -257,10 +276,9 @@ class _Budget(TorchFunctionMode):
 
 
 def _build(folder: Path, config: ModelConfig, weights_bytes: int) -> nn.Module:
-    """The configured network with fresh weights, if it can have come from a file of that size."""
+    """The configured network without weights, if it can have come from a file of that size."""
     try:
-        # Whoever trains must not see the random numbers move.
-        with torch.random.fork_rng(devices=[]), _Budget(4 * weights_bytes + 2**20):
+        with _Blank(4 * weights_bytes + 2**20):
             return build_network(config.network, config.image_size)
     except (InputError, ValueError, RuntimeError, AssertionError, TypeError, MemoryError) as error:
         raise InputError(f"{folder / CONFIG}: {one_line(error)[:300]}") from None

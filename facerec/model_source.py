@@ -11,9 +11,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import AfterValidator
+
+from facerec.paths import is_uri, located
 from facerec.settings import InputError, expanded, one_line
 from facerec.urls import without_password
 
@@ -22,6 +27,7 @@ WEIGHTS = Path(__file__).parent / "weights"  # of the shipped models
 URIS = ("runs:/", "models:/")
 URI = re.compile(r"runs:/[^/@]+/[^@]+|models:/[^/@]+(@[^/@]+|/[^/@]+)|models:/m-[^/@]+")
 MODEL_FOLDER = "artifacts/face_model"  # where registry.py puts it within the MLflow model
+ModelText = Annotated[str, AfterValidator(partial(located, names=SHIPPED))]  # a setting's
 
 
 @contextmanager
@@ -40,7 +46,7 @@ def model_folder(source: str | PathLike[str]) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="facerec-") as folder:
             yield fetch(text, folder)
         return
-    if "://" in text:
+    if is_uri(text):
         raise InputError(
             f"model {text} is a URL: give a folder, runs:/ID/model or models:/NAME@ALIAS"
         )

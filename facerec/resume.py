@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.data.store import Store
+from facerec.paths import located
 from facerec.settings import (
     InputError,
     Settings,
@@ -141,7 +142,8 @@ def settings_of_checkpoint(model: type[Settings], given: Mapping[str, Any]) -> A
     Raises:
         InputError: where the command line contradicts the checkpoint; the differences are named.
     """
-    output = given.get("output", model.model_fields["output"].default)
+    usual = model.model_fields["output"].default
+    output = located(str(given["output"])) if "output" in given else usual
     resumed = find(output, given["resume"])
     known = defaults(model) | resumed.checkpoint.state.get("settings", {})
     if "model" in known and "model" not in model.model_fields:

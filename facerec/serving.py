@@ -1,6 +1,7 @@
 """The model as MLflow runs it: a models-from-code file, logged by registry.py with the package beside it.
 
-A frame with a column `image` gives embeddings, one with `image_a` and `image_b` gives verdicts. Within a process
+A frame with a column `image` gives embeddings, one with `image_a` and `image_b` gives verdicts, each a frame with the
+index of what was asked; behind MLflow's server embeddings are lists of numbers in the same order. Within a process
 an image is a path, the bytes of a picture file, or base64; behind an HTTP server, and for `mlflow models predict`,
 which poses as one, it is base64 and nothing else, so that no request can read the server's files.
 """
@@ -24,11 +25,11 @@ from facerec.data.pictures import PictureError
 from facerec.embedder import FaceEmbedder
 from facerec.settings import InputError
 
-MAX_ROWS = 1024
+MAX_ROWS = 1024  # of a request
 SHORTEST = 64  # characters of a picture file in base64
 AT_ONCE = 2  # requests that decode and compute at the same time; more would only share cores and add memory
-# Any of these says that requests come from outside; who serves in another way sets FACEREC_SERVING=1.
-SERVER_VARIABLES = ("FACEREC_SERVING", "_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "__pyfunc_model_path__")
+# Any of these says that requests come through MLflow; who serves in another way sets FACEREC_SERVING=1.
+SERVER_VARIABLES = ("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "__pyfunc_model_path__")
 SERVER_MODULES = ("mlflow.pyfunc.scoring_server.app", "mlserver", "mlserver_mlflow")
 
 
@@ -43,16 +44,18 @@ class FaceModel(PythonModel):
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
-    ) -> Any:
-        """Embeddings or verdicts.
+    ) -> pd.DataFrame | np.ndarray:
+        """Embeddings or verdicts, a row for each row of the input.
 
         Args:
-            model_input: DataFrame with `image`, or with `image_a` and `image_b`; up to 1024 rows.
+            model_input: DataFrame with `image`, or with `image_a` and `image_b`; of a server up to 1024 rows.
             params: `far`, the false accept rate of a verdict; `flip`, `align` and `choice` as FaceEmbedder.embed
                 takes them.
 
         Returns:
-            (N, E) float32 for `image`; a DataFrame of similarity, probability, same_person for pairs.
+            A DataFrame with the input's index. For `image` its columns are embedding_0 to embedding_{E-1}, float32 of
+            unit length; for pairs similarity, probability, same_person. Behind MLflow's server, whose answers have no
+            index, embeddings are (N, E) float32.
 
         Raises:
             MlflowException: INVALID_PARAMETER_VALUE, with one sentence.
@@ -71,13 +74,18 @@ class FaceModel(PythonModel):
         }
         columns = _columns(frame)
         if len(columns) == 1:
-            return self._embed(columns[0], how)
+            embeddings = self._embed(columns[0], how)
+            if is_behind_mlflow():
+                return embeddings  # in JSON, lists of numbers
+            names = [f"embedding_{i}" for i in range(embeddings.shape[1])]
+            return pd.DataFrame(embeddings, index=frame.index, columns=names)
         far = 1e-3 if params.get("far") is None else float(params["far"])
         self._embedder.judge(0.0, far)  # an impossible FAR is told before any work
         a, b = (self._embed(column, how) for column in columns)
         verdicts = [self._embedder.judge(float(s), far) for s in np.clip((a * b).sum(1), -1, 1)]
         names = ("similarity", "probability", "same_person")
-        return pd.DataFrame({name: [getattr(v, name) for v in verdicts] for name in names})
+        rows = {name: [getattr(v, name) for v in verdicts] for name in names}
+        return pd.DataFrame(rows, index=frame.index)
 
     def _embed(self, column: pd.Series, how: dict[str, Any]) -> np.ndarray:
         """(N, E) embeddings of a column of pictures; an error names the column and the picture in it."""
@@ -92,14 +100,15 @@ def _columns(frame: Any) -> list[pd.Series]:
     """The one column `image`, or the two of a pair."""
     if not isinstance(frame, pd.DataFrame):
         raise InputError("a table is due, with a column image, or with image_a and image_b")
-    given = [n for n in ("image", "image_a", "image_b") if n in frame and not frame[n].isna().all()]
+    names = [n for n in ("image", "image_a", "image_b") if n in frame]
+    given = [n for n in names if frame.empty or not frame[n].isna().all()]
     if given not in (["image"], ["image_a", "image_b"]):
         raise InputError(
             "either a column image is due, or both of image_a and image_b; given: "
             + ", ".join(map(str, frame.columns))[:200]
         )
-    if not 0 < len(frame) <= MAX_ROWS:
-        raise InputError(f"{len(frame)} rows: between 1 and {MAX_ROWS} are taken at once")
+    if len(frame) > MAX_ROWS and is_served():
+        raise InputError(f"{len(frame)} rows: up to {MAX_ROWS} are taken at once")
     return [frame[name] for name in given]
 
 
@@ -130,9 +139,16 @@ def _is_path(value: Any) -> bool:
 
 def is_served() -> bool:
     """Whether predictions answer requests from outside this process."""
-    return any(
-        os.environ.get(name, "").lower() not in ("", "0", "false") for name in SERVER_VARIABLES
-    ) or any(name in sys.modules for name in SERVER_MODULES)
+    return _is_set("FACEREC_SERVING") or is_behind_mlflow()
+
+
+def is_behind_mlflow() -> bool:
+    """Whether MLflow's server, or MLServer, turns what predict returns into JSON."""
+    return any(map(_is_set, SERVER_VARIABLES)) or any(n in sys.modules for n in SERVER_MODULES)
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() not in ("", "0", "false")
 
 
 set_model(FaceModel())

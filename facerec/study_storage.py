@@ -20,6 +20,7 @@ from optuna.storages.journal._file import get_lock_file
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
+from facerec.paths import is_uri
 from facerec.settings import InputError, expanded, one_line
 from facerec.urls import with_driver, without_password
 
@@ -56,7 +57,7 @@ def open_storage(
         InputError: if it cannot be opened.
     """
     try:
-        if "://" not in where:
+        if not is_uri(where):
             path = expanded(where)
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = (JournalFileOpenLock if os.name == "nt" else JournalFileSymlinkLock)(str(path))

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import mlflow
-import psutil
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import Metric, Param
@@ -32,6 +31,7 @@ from facerec.data.files import disk_told
 from facerec.data.store import Store
 from facerec.interrupt import held, stop_at_once
 from facerec.outbox import Entry, Outbox
+from facerec.paths import PathText, launch_folder, launcher
 from facerec.settings import InputError, Settings, as_params, as_utf8, canonical, one_line
 from facerec.urls import with_driver, without_password
 
@@ -52,7 +52,7 @@ class TrackingSettings(Settings):
     run_name: str | None = Field(
         None, description="Name of the run in MLflow; none lets MLflow choose."
     )
-    output: str = Field(
+    output: PathText = Field(
         "outputs", min_length=1, description="Folder for checkpoints, models and pages, one a run."
     )
     system_metrics: bool = Field(True, description="Log CPU, memory and GPU use to MLflow.")
@@ -82,30 +82,14 @@ def absolute_tracking_uri() -> None:
             )
         return
     if uri.startswith(SQLITE) and not uri.startswith(SQLITE + "/") and ":memory:" not in uri:
-        absolute = SQLITE + str((launch_folder() / uri.removeprefix(SQLITE)).resolve())
+        absolute = SQLITE + str(
+            ((launch_folder() or Path.cwd()) / uri.removeprefix(SQLITE)).resolve()
+        )
     else:
         absolute = with_driver(uri)
     if absolute != uri:
         os.environ["MLFLOW_TRACKING_URI"] = absolute
         mlflow.set_tracking_uri(absolute)
-
-
-def launcher() -> psutil.Process | None:
-    """The `mlflow run` process that started this one, if one did."""
-    if os.environ.get("MLFLOW_RUN_ID"):
-        for parent in psutil.Process().parents():
-            try:
-                if any("mlflow" in Path(word).name for word in parent.cmdline()[:3]):
-                    return parent
-            except psutil.Error:
-                continue
-    return None
-
-
-def launch_folder() -> Path:
-    """The folder in which the user typed the command, also under `mlflow run`."""
-    parent = launcher()
-    return Path(parent.cwd()) if parent else Path.cwd()
 
 
 def patiently(call: Callable[[], Any]) -> Any:

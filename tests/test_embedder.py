@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +20,11 @@ from PIL import Image
 
 from facerec import FaceEmbedder
 from facerec.data import pictures
+from facerec.model.network import build_network
 from facerec.model_source import WEIGHTS
 from facerec.settings import InputError
 from facerec.verdict import judge
-from tests.models import CALIBRATION, encoded, hostile_pictures, make_model, picture
+from tests.models import CALIBRATION, encoded, hostile_pictures, make_model, picture, recipe
 
 
 @pytest.fixture(scope="module")
@@ -296,3 +299,75 @@ def test_a_folder_needs_no_mlflow(folder: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# ---- what others have set in the same process
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+        assert torch.get_default_dtype() is dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+STATES = {
+    **{str(t): lambda t=t: default_dtype(t) for t in (torch.float64, torch.bfloat16, torch.half)},
+    "default device": lambda: torch.device("meta"),
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "numpy errors": lambda: np.errstate(all="raise"),
+    "warnings": lambda: warnings.catch_warnings(action="error"),
+}
+NETWORKS = (
+    {},
+    {"norm": "group", "direction": "bidirectional"},
+    {"mixer": "attention", "d_model": 64},
+    {"backbone": "resnet18"},
+    {"backbone": "vit", "d_model": 64},
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folders = [tmp_path_factory.mktemp("networks") / "model" for _ in NETWORKS]
+    for folder, network in zip(folders, NETWORKS, strict=True):
+        make_model(folder, **network)
+    return folders
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=list(STATES))
+def test_load_and_embed_do_not_depend_on_global_state(
+    folders: list[Path], state: Callable[[], AbstractContextManager]
+) -> None:
+    faces = [picture(1), encoded(picture(2))]
+    expected = [FaceEmbedder.load(f, "cpu").embed(faces, flip=True).tobytes() for f in folders]
+    before = torch.get_rng_state()
+    with state():
+        embedders = [FaceEmbedder.load(folder, "cpu") for folder in folders]
+        assert [e.embed(faces, flip=True).tobytes() for e in embedders] == expected
+    assert torch.equal(torch.get_rng_state(), before)  # loading draws no weights
+    pixels = torch.zeros(2, 3, 16, 16)
+    for embedder in embedders:  # of inference mode, they could not be trained
+        embedder.network(pixels).sum().backward()
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=list(STATES))
+def test_fresh_weights_do_not_depend_on_global_state(
+    state: Callable[[], AbstractContextManager],
+) -> None:
+    def weights(network: dict) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        return build_network(recipe(**network)).state_dict()
+
+    for network in NETWORKS:
+        expected = weights(network)
+        with state():
+            found = weights(network)
+        assert expected.keys() == found.keys()
+        for name, tensor in expected.items():
+            assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name

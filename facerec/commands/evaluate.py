@@ -9,22 +9,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from facerec import plots
 from facerec.columns import Column, left_out, model_column, reference_columns
-from facerec.commands.predict import located
 from facerec.commands.visualize import model_store, thresholds
 from facerec.data.sources import LayoutSettings
-from facerec.data.store import Store
+from facerec.data.store import DataText, Store
 from facerec.embedder import FaceEmbedder
 from facerec.intervals import Figure
 from facerec.leaks import Leak
 from facerec.measures import Measured, differences
+from facerec.model_source import SHIPPED
 from facerec.page import write_html
+from facerec.paths import PathText, located
 from facerec.protocols import Protocol, identities, lfw_view1, lfw_view2, pair_list, search
 from facerec.settings import InputError
 from facerec.tables import (
@@ -41,12 +42,20 @@ from facerec.tracking import Run, TrackingSettings, reach_tracking, say, track
 STORE_PROTOCOLS = ("identities", "lfw-view1", "lfw-view2")
 
 
+def each_located(models: str) -> str:
+    """Models separated by commas, each where it is."""
+    return ",".join(located(source.strip(), SHIPPED) for source in models.split(","))
+
+
+ModelTexts = Annotated[str, AfterValidator(each_located)]
+
+
 class ProtocolSettings(LayoutSettings):
     """Which models are measured on what."""
 
     group: ClassVar[str] = "Evaluation"
 
-    model: str = Field(
+    model: ModelTexts = Field(
         "pretrained",
         min_length=1,
         description="Model folder, runs:/ID/model, models:/NAME@ALIAS, pretrained or pretrained-lfw; several, "
@@ -58,10 +67,10 @@ class ProtocolSettings(LayoutSettings):
         "them. pairs: data is a CSV of path,path,same. gallery: data is a folder of people, who are searched in "
         "the folder gallery.",
     )
-    data: str = Field(
+    data: DataText = Field(
         "demo", description="Data set as in train; for pairs a CSV; for gallery a folder."
     )
-    gallery: str | None = Field(
+    gallery: PathText | None = Field(
         None,
         description="Folder of known people, a folder or a picture for each; for protocol gallery.",
     )
@@ -73,7 +82,7 @@ class ProtocolSettings(LayoutSettings):
         True, description="Measure raw pixels, whitened PCA and Fisherfaces beside the models."
     )
     flip: bool = Field(False, description="Average with the mirrored picture; twice the time.")
-    cache: str | None = Field(
+    cache: PathText | None = Field(
         None,
         description="Folder for decoded pictures; none: FACEREC_CACHE, else the user's cache folder.",
     )
@@ -130,7 +139,7 @@ def load(settings: EvaluateSettings) -> dict[str, FaceEmbedder]:
     for number, source in enumerate(sources, start=1):
         name = short_name(source)
         name = f"{name} ({number})" if name in embedders else name
-        embedders[name] = FaceEmbedder.load(located(source), settings.device)
+        embedders[name] = FaceEmbedder.load(source, settings.device)
     return embedders
 
 
@@ -162,10 +171,10 @@ def protocol_of(settings: EvaluateSettings, store: Store | None) -> Protocol:
     if settings.protocol == "lfw-view2":
         return lfw_view2(store)
     if settings.protocol == "pairs":
-        return pair_list(located(settings.data))
+        return pair_list(settings.data)
     if settings.gallery is None:
         raise InputError("protocol=gallery: gallery is missing: give the folder of known people")
-    found = search(located(settings.gallery), located(settings.data))
+    found = search(settings.gallery, settings.data)
     for note in found.notes:
         say(note)
     return found

@@ -16,6 +16,7 @@ from facerec.commands.train import TrainSettings, run
 from facerec.data.align import AlignSettings
 from facerec.embedder import FaceEmbedder
 from facerec.model.network import NetworkSettings
+from facerec.model_source import ModelText
 from facerec.resume import asked_to_resume, settings_of_checkpoint
 from facerec.settings import InputError, as_params, canonical, resolve
 
@@ -34,7 +35,7 @@ class FinetuneSettings(TrainSettings):
 
     group: ClassVar[str] = "Run"
 
-    model: str = Field(
+    model: ModelText = Field(
         min_length=1,
         description="Model to go on from: a folder, runs:/ID/model, models:/NAME@ALIAS or a shipped one.",
     )

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from facerec.model_source import ModelText
+from facerec.paths import PathText, WrittenPath
 from facerec.settings import InputError, Settings, expanded, one_line, shown
 
 with warnings.catch_warnings():
@@ -25,16 +27,16 @@ with warnings.catch_warnings():
 
         group: ClassVar[str] = "Prediction"
 
-        a: str | None = Field(None, description="Picture to compare.")
-        b: str | None = Field(None, description="Picture that it is compared with.")
-        probe: str | None = Field(
+        a: PathText | None = Field(None, description="Picture to compare.")
+        b: PathText | None = Field(None, description="Picture that it is compared with.")
+        probe: PathText | None = Field(
             None, description="Picture of somebody to look for in the gallery."
         )
-        gallery: str | None = Field(
+        gallery: PathText | None = Field(
             None, description="Folder of known people: a folder, or a picture, for each."
         )
         top: int = Field(5, ge=1, le=1000, description="People of the gallery to name.")
-        model: str = Field(
+        model: ModelText = Field(
             "pretrained",
             min_length=1,
             description="Model folder, runs:/ID/model, models:/NAME@ALIAS, pretrained or pretrained-lfw.",
@@ -58,7 +60,7 @@ with warnings.catch_warnings():
         )
         device: str = Field("auto", description="Where to compute: auto, cpu, cuda or cuda:N.")
         json: bool = Field(False, description="Answer in JSON.")
-        picture: str | None = Field(
+        picture: WrittenPath | None = Field(
             None, description="File (PNG, JPEG) for the faces side by side."
         )
 
@@ -89,7 +91,7 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
 
         reach_tracking()
     target = None if settings.picture is None else writable(settings)
-    embedder = FaceEmbedder.load(located(settings.model), settings.device)
+    embedder = FaceEmbedder.load(settings.model, settings.device)
     if data_name(embedder.provenance) == "demo":
         print("facerec: this model knows rendered people alone, not photographs", file=sys.stderr)
     answer = compare(embedder, settings) if pair else identify(embedder, settings)
@@ -104,14 +106,14 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
 
 def compare(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
     """The answer for two pictures."""
-    a, b = located(settings.a), located(settings.b)
+    a, b = settings.a, settings.b
     verdict = embedder.compare(a, b, settings.far, **how(settings))
     return {"a": a, "b": b, **verdict.as_dict()}
 
 
 def identify(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
     """The answer for a probe and a gallery."""
-    probe, folder = located(settings.probe), located(settings.gallery)
+    probe, folder = settings.probe, settings.gallery
     embedder.judge(0.0, settings.far)  # an impossible FAR is told before any work
     gallery = embedder.gallery(folder, **how(settings))
     matches = embedder.identify(probe, gallery, settings.top, **how(settings))
@@ -169,17 +171,6 @@ def how(settings: PredictSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in ("flip", "align", "choice")}
 
 
-def located(path: str) -> str:
-    """Under `mlflow run` a relative path that is not in the project counts from where that was typed."""
-    from facerec.model_source import SHIPPED
-
-    if not os.environ.get("MLFLOW_RUN_ID") or ":" in path or path in SHIPPED or Path(path).exists():
-        return path
-    from facerec.tracking import launch_folder
-
-    return str(launch_folder() / expanded(path))
-
-
 def keep_answer(run_id: str, answer: dict[str, Any]) -> None:
     """Adds the answer, which has been given, to the run that `mlflow run` made."""
     from mlflow import MlflowClient
@@ -202,18 +193,14 @@ def writable(settings: PredictSettings) -> Path:
         InputError: no name of a picture, no folder, or something that is asked about is there.
     """
     path, name = expanded(settings.picture), f"picture={settings.picture}"
-    if os.environ.get("MLFLOW_RUN_ID"):
-        from facerec.tracking import launch_folder
-
-        path = launch_folder() / path
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise InputError(f"{name}: a name that ends in .png or .jpg is due")
     if not path.parent.is_dir():
         raise InputError(f"{name}: there is no folder {path.parent}")
-    asked = [expanded(located(p)) for p in (settings.a, settings.b, settings.probe) if p]
+    asked = [expanded(p) for p in (settings.a, settings.b, settings.probe) if p]
     if path.exists() and any(p.exists() and path.samefile(p) for p in asked):
         raise InputError(f"{name} is one of the pictures asked about: give another name")
-    gallery = expanded(located(settings.gallery)) if settings.gallery else None
+    gallery = expanded(settings.gallery) if settings.gallery else None
     if gallery and path.resolve().is_relative_to(gallery.resolve()):
         raise InputError(f"{name} lies in the gallery: give another folder")
     return path

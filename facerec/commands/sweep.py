@@ -26,6 +26,7 @@ from facerec.data.sources import LayoutSettings
 from facerec.data.store import Store, open_store
 from facerec.interrupt import Stopped
 from facerec.page import write_html
+from facerec.paths import PathText
 from facerec.registry import register
 from facerec.settings import InputError, as_params, canonical, defaults, expanded, resolve, validate
 from facerec.space import Space
@@ -48,7 +49,7 @@ class SweepSettings(TrainSettings):
 
     group: ClassVar[str] = "Sweep"
 
-    space: str = Field(
+    space: PathText = Field(
         "sweeps/demo.yaml", min_length=1, description="YAML file of what is searched."
     )
     trials: int = Field(
@@ -57,7 +58,7 @@ class SweepSettings(TrainSettings):
     study: str | None = Field(
         None, min_length=1, description="Name of the study; none takes the space file's."
     )
-    storage: str | None = Field(
+    storage: PathText | None = Field(
         None,
         min_length=1,
         description="Where the study is kept: a file for one machine, postgresql://user@host/database for several; "

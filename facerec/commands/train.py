@@ -33,6 +33,7 @@ from facerec.interrupt import Stopped, held, stop_softly
 from facerec.metrics import retrieval
 from facerec.model.network import NetworkSettings, build_network, check_sizes, parameter_count
 from facerec.model.scan import resolve_backend
+from facerec.model_source import ModelText
 from facerec.objective import Objective, ObjectiveSettings, check_objective
 from facerec.provenance import checked
 from facerec.registry import register
@@ -57,7 +58,7 @@ class TrainSettings(
 
     group: ClassVar[str] = "Run"
 
-    init: str | None = Field(
+    init: ModelText | None = Field(
         None,
         description="Model whose weights to start from: a folder, runs:/ID/model, models:/NAME@ALIAS or a shipped one.",
     )

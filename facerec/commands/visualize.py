@@ -17,10 +17,12 @@ from facerec import plots
 from facerec.columns import Column, model_column
 from facerec.data.align import AlignSettings
 from facerec.data.sources import LayoutSettings
-from facerec.data.store import DataSettings, Store, open_store
+from facerec.data.store import DataSettings, DataText, Store, open_store
 from facerec.embedder import FaceEmbedder
 from facerec.measures import Measured
+from facerec.model_source import ModelText
 from facerec.page import write_html
+from facerec.paths import PathText
 from facerec.protocols import Identities, identities
 from facerec.settings import InputError, validate
 from facerec.tables import as_cells
@@ -33,18 +35,18 @@ class PageSettings(LayoutSettings):
 
     group: ClassVar[str] = "Page"
 
-    model: str = Field(
+    model: ModelText = Field(
         "pretrained",
         min_length=1,
         description="Model folder, runs:/ID/model, models:/NAME@ALIAS, pretrained or pretrained-lfw.",
     )
-    data: str = Field(
+    data: DataText = Field(
         "demo", description="Data set, as in train; cut out as the model was trained on."
     )
     split: Literal["train", "val", "test", "all"] = Field(
         "test", description="Which people; only test was not seen when the model was made."
     )
-    cache: str | None = Field(
+    cache: PathText | None = Field(
         None,
         description="Folder for decoded pictures; none: FACEREC_CACHE, else the user's cache folder.",
     )

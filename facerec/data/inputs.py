@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from facerec.data.pictures import MIN_SIDE, PictureError, decode, from_pil
+from facerec.paths import is_uri
 from facerec.settings import expanded, shown
 
 Picture = Union[str, "PathLike[str]", bytes, Image.Image, np.ndarray]
@@ -37,7 +38,7 @@ def pixels(picture: Picture) -> np.ndarray:
         PictureError: it cannot be used.
     """
     if isinstance(picture, (str, PathLike)):
-        return _from_path(Path(picture) if "://" in str(picture) else expanded(picture))
+        return _from_path(Path(picture) if is_uri(picture) else expanded(picture))
     if isinstance(picture, (bytes, bytearray)):
         return decode(bytes(picture))
     if isinstance(picture, Image.Image):

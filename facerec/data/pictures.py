@@ -36,7 +36,10 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_PIXELS = 80_000_000  # 240 MB decoded; phones' 64-megapixel photographs pass
 MIN_SIDE = 8
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+URLS = ("http:/", "https:/", "ftp:/", "file:/", "s3:/", "data:")  # if there is no such file
 BACKDROP = 128  # what shows through transparent pixels
+DIMMEST_16_BITS = 2**12  # brightest value under which an image of 16 bits may be one of 8, 10 or 12
+DEEPEST_14_BITS = 2**14 - 1
 
 # Names that are taken for pictures when a folder is listed. HEIC and AVIF are not decoded; they are
 # listed so that the owner is told of each one skipped.
@@ -63,7 +66,8 @@ def decode(source: bytes | Path) -> np.ndarray:
     """Pixels of one still picture, upright, whatever its file format and colour mode.
 
     EXIF rotation is applied, 16-bit grey is scaled to 8 bits, and transparent pixels are laid over
-    mid grey. Of a phone's multi-picture JPEG the main picture is taken.
+    mid grey. Of a phone's multi-picture JPEG the main picture is taken. Grey of 16 bits that would fit into 12
+    is refused: it may be an image of fewer bits, and would be almost black.
 
     Args:
         source: the file's bytes (at most 64 MiB), or its path.
@@ -86,11 +90,13 @@ def decode(source: bytes | Path) -> np.ndarray:
 def from_pil(image: Image.Image) -> np.ndarray:
     """As `decode`, of a PIL image, whose file need not have been read yet.
 
+    Modes `I` and `F` of an image that is in memory alone do not say which value is white. It is 1 (mode `F`), 255
+    or 65535, by the brightest value in it; where that fits none of them, the image is refused.
+
     One at a time: two threads that read one image's file would disturb each other.
     """
     with _one_at_a_time, _in_a_sentence():
-        image = _checked(image)
-        return _pixels(image.convert("RGB") if image.mode == "F" else image)
+        return _pixels(_checked(image))
 
 
 @contextlib.contextmanager
@@ -117,19 +123,21 @@ def read_file(path: Path) -> bytes:
     Raises:
         PictureError: no such file, a folder, a pipe or a device, a URL, unreadable, or above 64 MiB.
     """
-    if str(path).startswith(("http:/", "https:/", "ftp:/", "file:/", "s3:/", "data:")):
-        raise PictureError("a URL where a path is due: download the picture first")
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise PictureError("no regular file, where a picture is due: a pipe or a device")
             data = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        raise PictureError("no such file") from None
     except IsADirectoryError:
         raise PictureError("a folder, not a picture") from None
     except (OSError, ValueError) as error:
-        raise PictureError(f"cannot be read: {getattr(error, 'strerror', error)}") from None
+        if str(path).startswith(URLS):
+            reason = "a URL where a path is due: download the picture first"
+        elif isinstance(error, FileNotFoundError):
+            reason = "no such file"
+        else:
+            reason = f"cannot be read: {getattr(error, 'strerror', error)}"
+        raise PictureError(reason) from None
     if len(data) > MAX_FILE_BYTES:
         raise PictureError(f"a file of more than {MAX_FILE_BYTES >> 20} MiB")
     return data
@@ -185,24 +193,53 @@ def _checked(image: Image.Image) -> Image.Image:
 
 def _pixels(image: Image.Image) -> np.ndarray:
     image.load()
+    kind = image.format  # which a copy, such as an upright one, does not have
     with contextlib.suppress(Exception):  # broken EXIF says nothing about the pixels, now decoded
         image = ImageOps.exif_transpose(image)
-    if image.mode == "I" and image.format == "TIFF":  # whose white nobody knows
-        raise PictureError("32-bit grey: save it with 8 or 16 bits a channel")
-    if image.mode.startswith("I"):
-        return _from_deep_grey(np.asarray(image))
-    if image.mode == "F":
-        raise PictureError("floating-point pixels: save it with 8 or 16 bits a channel")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _from_deep_grey(image, kind)
+    if image.mode == "La":  # which Pillow converts to nothing else
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         backdrop = Image.new("RGBA", image.size, (BACKDROP, BACKDROP, BACKDROP, 255))
         image = Image.alpha_composite(backdrop, image)
     return np.array(image.convert("RGB"))
 
 
-def _from_deep_grey(grey: np.ndarray) -> np.ndarray:
-    """(H, W) of 16-bit values, in whatever integer type Pillow holds them -> (H, W, 3) uint8."""
-    if grey.min() < 0 or grey.max() > 65535:
-        raise PictureError("32-bit grey: save it with 8 or 16 bits a channel")
-    scaled = ((grey.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+def _from_deep_grey(image: Image.Image, kind: str | None) -> np.ndarray:
+    """(H, W, 3) uint8 of an image of mode `I`, `I;16...` or `F`; kind: its file's format, None without a file."""
+    grey = np.asarray(image)
+    if kind == "TIFF" and image.mode in ("I", "F"):  # whose white nobody knows
+        what = "32-bit grey" if image.mode == "I" else "floating-point pixels"
+        raise PictureError(f"{what}: save it with 8 or 16 bits a channel")
+    undeclared = kind is None and image.mode in ("I", "F")
+    if not undeclared and 0 < grey.max() < DIMMEST_16_BITS:
+        raise PictureError(
+            f"16-bit grey whose brightest value is {grey.max()} of 65535: almost black, or an image of fewer bits; "
+            "scale it to 8 bits a channel"
+        )
+    white = _white(grey) if undeclared else 65535
+    scaled = np.rint(grey.astype(np.float32) * (255 / white)).astype(np.uint8)
     return np.repeat(scaled[:, :, None], 3, axis=2)
+
+
+def _white(grey: np.ndarray) -> int:
+    """Which value is white, 1 (floats alone), 255 or 65535, in an image that does not say so.
+
+    Raises:
+        PictureError: the values fit none of them.
+    """
+    least, most = float(grey.min()), float(grey.max())
+    if least >= 0 and most == 0:
+        return 255  # black by any measure
+    ranges = [(16, 255), (DEEPEST_14_BITS + 1, 65535)]
+    ranges += [(1 / 16, 1)] if grey.dtype.kind == "f" else []
+    for dimmest, white in ranges:
+        if least >= 0 and dimmest <= most <= white:  # never with NaN
+            return white
+    known = "0 to 1, 0 to 255" if grey.dtype.kind == "f" else "0 to 255"
+    raise PictureError(
+        f"grey values from {least:g} to {most:g}, which are not clearly {known} or 0 to 65535: scale them to 0 to 255 "
+        "and convert to mode L"
+    )

@@ -16,11 +16,12 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import Annotated, BinaryIO, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
 from facerec.data.align import WARP_VERSION, face
@@ -29,6 +30,7 @@ from facerec.data.files import cache_errors, publish_folder, read_json, remove_f
 from facerec.data.pictures import PictureError, decode, read_file
 from facerec.data.sources import FaceList, LayoutSettings, cache_folder, find_faces
 from facerec.data.splits import SPLIT_VERSION, split_by_identity
+from facerec.paths import PathText, located
 from facerec.settings import InputError, shown
 
 FORMAT = 2  # raise when stores of an older layout must not be opened
@@ -37,12 +39,15 @@ WINDOW = 512  # pictures decoded between two writes
 SPARE_BYTES = 64 * 2**20
 
 
+DataText = Annotated[str, AfterValidator(partial(located, names=("demo", "lfw")))]  # a setting's
+
+
 class DataSettings(LayoutSettings):
     """Where the faces come from and how they are cut out."""
 
     group: ClassVar[str] = "Data"
 
-    data: str = Field(
+    data: DataText = Field(
         "demo",
         description="demo (rendered people), lfw (downloads it), or a path: a folder with one folder per "
         "person, LFW or the Face Recognition Dataset as Kaggle ships them, lfw-funneled.tgz, or a CSV of "
@@ -56,7 +61,7 @@ class DataSettings(LayoutSettings):
         description="side of the centred square cut out of each picture, as a share of its shorter side; "
         "0.42 suits LFW, whose faces stand in the middle with a wide margin",
     )
-    cache: str | None = Field(
+    cache: PathText | None = Field(
         None,
         description="folder for decoded pictures and demo faces; none: FACEREC_CACHE, else the user's "
         "cache folder",

@@ -8,12 +8,13 @@ Axes: B batch, H W picture, L tokens (row by row), D d_model, E embedding_dim.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from facerec.model.mamba import Mamba
 from facerec.settings import InputError, Settings
@@ -238,8 +239,22 @@ def check_sizes(settings: NetworkSettings, image_size: int) -> None:
         )
 
 
+class _Float32(TorchFunctionMode):
+    """New tensors are float32 within this block, whatever torch's default is, which is one for all threads."""
+
+    factories = frozenset({torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in self.factories and kwargs.get("dtype") is None:
+            kwargs["dtype"] = torch.float32
+        return func(*args, **kwargs)
+
+
 def build_network(settings: NetworkSettings, image_size: int | None = None) -> nn.Module:
-    """The network that the settings describe, with fresh weights from torch's global generator.
+    """The network that the settings describe, on the CPU, with fresh weights from torch's global generator.
+
+    Torch's default dtype and device, and a block of `torch.inference_mode` around the call, change nothing.
 
     Args:
         settings: NetworkSettings; image_size is read from it where it has one (an entry point's settings do).
@@ -253,11 +268,12 @@ def build_network(settings: NetworkSettings, image_size: int | None = None) -> n
     """
     size = image_size if image_size is not None else settings.image_size
     check_sizes(settings, size)
-    if settings.backbone != "mamba":
-        from facerec.model.baselines import build_baseline
+    with torch.inference_mode(False), torch.device("cpu"), _Float32():
+        if settings.backbone != "mamba":
+            from facerec.model.baselines import build_baseline
 
-        return build_baseline(settings, size)
-    return MambaNetwork(settings, size)
+            return build_baseline(settings, size)
+        return MambaNetwork(settings, size)
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from facerec.data import pictures
-from facerec.data.pictures import PictureError, decode, to_face
+from facerec.data.pictures import PictureError, decode, from_pil, to_face
 from tests.data.picture_files import noise
 
 
@@ -123,3 +123,70 @@ def test_to_face_takes_the_centred_square_and_averages() -> None:
     same = to_face(picture, 40, 1.0)
     assert not np.shares_memory(same, picture) and same.flags.c_contiguous
     assert to_face(picture, 64, 0.1).shape == (64, 64, 3)
+
+
+SHADES = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+
+
+def grey(white: float, kind: type) -> np.ndarray:
+    """(16, 16) grey values from 0 to `white`."""
+    return np.round(SHADES * white).astype(kind) if kind is not np.float32 else SHADES * white
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(grey(255, np.uint8)).convert("I"),
+        Image.fromarray(grey(65535, np.int32)),
+        Image.fromarray(grey(1, np.float32)),
+        Image.fromarray(grey(255, np.uint8)).convert("F"),
+        Image.fromarray(grey(65535, np.float32)),
+        Image.fromarray(grey(65535, np.uint16)),
+        Image.frombytes("I;16B", (16, 16), grey(65535, np.uint16).astype(">u2").tobytes()),
+        Image.fromarray(grey(255, np.uint8)).convert("LA").convert("La"),
+    ],
+)
+def test_grey_is_scaled_by_its_white(image: Image.Image) -> None:
+    got = from_pil(image).astype(int)
+    assert abs(got - grey(255, np.uint8)[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (grey(255, np.uint16), "brightest value is 255 of 65535"),
+        (grey(4095, np.uint16), "brightest value is 4095 of 65535"),
+        (grey(1023, np.int32), "grey values from 0 to 1023"),
+        (grey(16383, np.int32), "grey values from 0 to 16383"),
+        (grey(255, np.int32) - 128, "grey values from -128 to 127"),
+        (grey(2**24, np.int32), "scale them to 0 to 255"),
+        (grey(1.03, np.float32), "not clearly 0 to 1, 0 to 255 or"),
+        (grey(2, np.float32) - 1, "grey values from -1 to 1"),
+        (grey(np.nan, np.float32), "scale them to 0 to 255"),
+    ],
+)
+def test_grey_whose_white_is_unclear_is_refused(values: np.ndarray, reason: str) -> None:
+    with pytest.raises(PictureError, match=reason):
+        from_pil(Image.fromarray(values))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_files_of_deep_grey_are_as_their_format_says(kind: str) -> None:
+    whole = encoded(Image.fromarray(grey(65535, np.uint16)), kind)
+    assert (decode(whole)[..., 0] == grey(255, np.uint8)).all()
+    assert (from_pil(Image.open(io.BytesIO(whole)))[..., 0] == grey(255, np.uint8)).all()
+    assert not decode(
+        encoded(Image.new("I;16", (9, 9)), kind)
+    ).any()  # black is black by any measure
+    dim = encoded(Image.fromarray(grey(255, np.uint16)), kind)
+    for image in (decode, lambda data: from_pil(Image.open(io.BytesIO(data)))):
+        with pytest.raises(PictureError, match="16-bit grey"):
+            image(dim)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_tiffs_whose_white_nobody_knows_are_refused(kind: type) -> None:
+    file = encoded(Image.fromarray(grey(255, kind)), "TIFF")
+    for image in (decode, lambda data: from_pil(Image.open(io.BytesIO(data)))):
+        with pytest.raises(PictureError, match=r"32-bit grey|floating-point"):
+            image(file)
