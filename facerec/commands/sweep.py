@@ -6,7 +6,9 @@ with the same study, it goes on; started elsewhere on the same database, it help
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -211,7 +213,10 @@ def record(
     if config:
         mlflow_run.log_params({"config": config})
     mlflow_run.log_data(store, "tuning")
-    mlflow_run.log_file(expanded(settings.space))
+    with tempfile.TemporaryDirectory(prefix="facerec-") as folder:
+        # A copy: MLflow keeps a file's mode, and this one's is not of our making.
+        space_file = expanded(settings.space)
+        mlflow_run.log_file(Path(shutil.copyfile(space_file, Path(folder) / space_file.name)))
 
 
 def search(job: Job) -> None:
