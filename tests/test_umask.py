@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import mlflow
 import pytest
