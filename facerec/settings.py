@@ -170,6 +170,11 @@ def expanded(path: str | PathLike[str]) -> Path:
         return path
 
 
+def encodable(text: str) -> str:
+    """Text as a database in UTF-8 takes it: lone surrogates, of names that are not UTF-8, are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def shown(path: str | PathLike[str], longest: int = 200) -> str:
     """A file's name for a message: control characters and broken encodings escaped, of a long one the end."""
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))

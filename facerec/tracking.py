@@ -32,7 +32,7 @@ from facerec.data.files import disk_told
 from facerec.data.store import Store
 from facerec.interrupt import held, stop_at_once
 from facerec.outbox import Entry, Outbox
-from facerec.settings import InputError, Settings, as_params, canonical, one_line
+from facerec.settings import InputError, Settings, as_params, canonical, encodable, one_line
 from facerec.urls import with_driver, without_password
 
 BUSY_SECONDS = 60
@@ -193,7 +193,8 @@ class Run:
         """Logs metrics, parameters and tags; `again` leaves out metrics whose step is there."""
         if params := entry.get("params"):
             known = patiently(lambda: self.client.get_run(self.id)).data.params
-            missing = [Param(key, value) for key, value in params.items() if key not in known]
+            new = {key: encodable(value) for key, value in params.items() if key not in known}
+            missing = [Param(key, value) for key, value in new.items()]
             patiently(lambda: self.client.log_batch(self.id, params=missing))
         if rows := entry.get("metrics"):
             metrics = [Metric(*row) for row in rows]
@@ -202,6 +203,7 @@ class Run:
                 metrics = [m for m in metrics if m.step not in there[m.key]]
             patiently(lambda: self.client.log_batch(self.id, metrics=metrics))
         for key, text in entry.get("tags", {}).items():
+            text = encodable(text)
             patiently(lambda key=key, text=text: self.client.set_tag(self.id, key, text))
 
     def log_params(self, params: Mapping[str, str]) -> None:
@@ -238,7 +240,7 @@ class Run:
     def log_data(self, store: Store, context: str) -> None:
         """The data set, by name and digest, as the run's input."""
         source = LocalArtifactDatasetSource(str(store.root))
-        dataset = MetaDataset(source=source, name=store.name, digest=store.digest[:32])
+        dataset = MetaDataset(source=source, name=encodable(store.name), digest=store.digest[:32])
         patiently(lambda: mlflow.log_input(dataset, context=context))
         counts = {part: len(store.indices(part)) for part in ("train", "val", "test")}
         self.tag(
@@ -378,6 +380,8 @@ def git_tags(known: Mapping[str, str]) -> dict[str, str]:
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):

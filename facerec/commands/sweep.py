@@ -252,7 +252,7 @@ def conclude(job: Job, mlflow_run: Run) -> dict[str, Any] | None:
             f"{reached} on the validation people.",
         ]
         text = recipe_text(recipe, said)
-        write_bytes(folder / "best.yaml", text.encode())
+        write_bytes(folder / "best.yaml", text.encode("utf-8", "backslashreplace"))
         mlflow_run.log_file(folder / "best.yaml")
         done = count(study, *DONE)
         mlflow_run.log_metrics({f"best/{name}": value for name, value in values.items()}, step=done)
