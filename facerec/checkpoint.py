@@ -77,7 +77,7 @@ def read(path: Path) -> Checkpoint:
         InputError: if the file is cut short, altered, or no checkpoint.
     """
     try:
-        expected = path.with_suffix(".sha256").read_text().strip()
+        expected = path.with_suffix(".sha256").read_text(encoding="utf-8").strip()
         if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
             raise InputError(f"{path} is damaged: its SHA-256 is not the one written beside it")
         with safe_open(path, framework="pt") as file:

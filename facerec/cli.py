@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from facerec.console import drain, prepare
 from facerec.paths import located
 from facerec.settings import InputError, Settings, SettingsCommand, mlproject, resolve
 
@@ -123,23 +124,25 @@ def project_text() -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; bad input is one sentence and exit code 2, an interrupted run 130 or 143."""
+    prepare()
     try:
         facerec.main(arguments, standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
         if mine_to_tell():
-            error.show()
+            error.show(file=sys.stderr)
         sys.exit(2)
     except InputError as error:
         if mine_to_tell():
-            click.echo(f"facerec: {error}", err=True)
+            print(f"facerec: {error}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("facerec: interrupted", err=True)
+        print("facerec: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drain(sys.stdout)
         sys.exit(1)
 
 

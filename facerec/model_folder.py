@@ -98,7 +98,7 @@ def write_model(
         WEIGHTS: safetensors.torch.save(weights, metadata={"format": "pt"}),
         CALIBRATION: to_json(calibration),
         PROVENANCE: to_json(provenance),
-        CARD: card.encode(),
+        CARD: card.encode("utf-8", "backslashreplace"),
     }
     content[CONFIG] = to_json(_config(settings, content).model_dump())
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
@@ -123,7 +123,8 @@ def to_json(value: Any) -> bytes:
     Raises:
         ValueError, TypeError: the value has no JSON.
     """
-    return (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # a lone surrogate as JSON's own escape
 
 
 def _config(settings: Settings, content: dict[str, bytes]) -> ModelConfig:

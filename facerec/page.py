@@ -219,7 +219,7 @@ def write_html(
     """
     page = content if isinstance(content, str) else _figure_page(content, title)
     path = Path(path)
-    write_bytes(path, page.encode())
+    write_bytes(path, page.encode("utf-8", "backslashreplace"))
     return path
 
 

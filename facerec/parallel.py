@@ -81,7 +81,7 @@ def ranks(device: str) -> Iterator[None]:
     _world = World(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE))
     with lost_ranks_told(), ExitStack() as stack:
         if rank > 0:
-            nowhere = stack.enter_context(open(os.devnull, "w"))
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8", errors="replace"))
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
         yield

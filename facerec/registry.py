@@ -12,7 +12,6 @@ import importlib.util
 import io
 import logging
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from PIL import Image
 
 import facerec
 from facerec.data.align import FRAMES
+from facerec.data.files import copy_folder
 from facerec.model_folder import ModelConfig, read_model
 from facerec.model_source import no_artifact_bars
 from facerec.promotion import beats
@@ -71,7 +71,7 @@ def log_model(folder: Path | str, run_id: str | None = None) -> ModelInfo:
     finds = data_name(model.provenance) in FRAMES
     with tempfile.TemporaryDirectory(prefix="facerec-") as temporary, _quiet():
         package = _copy_package(Path(temporary))
-        artifact = shutil.copytree(folder, Path(temporary) / "face_model")
+        artifact = copy_folder(Path(folder), Path(temporary) / "face_model")
         return Model.log(
             artifact_path=None,
             flavor=mlflow.pyfunc,
@@ -231,12 +231,8 @@ def _holder(name: str, alias: str) -> str | None:
 
 def _copy_package(target: Path) -> Path:
     """This package's sources, without shipped weights and compiled files."""
-    leave_out = shutil.ignore_patterns(
-        "__pycache__", "*.pyc", "weights", "*.safetensors", ".*", "*.nbi", "*.nbc"
-    )
-    return Path(
-        shutil.copytree(Path(facerec.__file__).parent, target / "facerec", ignore=leave_out)
-    )
+    leave_out = ("__pycache__", "*.pyc", "weights", "*.safetensors", ".*", "*.nbi", "*.nbc")
+    return copy_folder(Path(facerec.__file__).parent, target / "facerec", leave_out)
 
 
 @contextmanager

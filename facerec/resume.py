@@ -80,7 +80,7 @@ def alone(folder: Path) -> Iterator[None]:
         InputError: if another process on this machine trains in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+    with open(folder / ".lock", "wb") as lock:
         if fcntl is not None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

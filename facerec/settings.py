@@ -2,25 +2,26 @@
 
 A part of the package declares its own settings beside its code (`NetworkSettings` in network.py); an entry point's
 model inherits from the parts that it needs. Precedence: built-in defaults < YAML recipe < command line.
-Every value arrives as text or YAML and is validated once, by pydantic, so that a mistake reads the same wherever
-it was made.
+Every value arrives as text, also from YAML, and is validated once, by pydantic, so that a mistake reads the same
+wherever it was made.
 """
 
 from __future__ import annotations
 
 import difflib
-import types
-import typing
 import warnings
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar
 
 import click
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+
+from facerec import yaml_text
+from facerec.values import bounds, canonical, read, wanted
 
 MAX_RECIPE_BYTES = 1_000_000
 LONGEST = 200  # characters of a bad value that a message repeats
@@ -41,42 +42,10 @@ class Settings(BaseModel):
     )
     group: ClassVar[str] = "Other"
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _read_text(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        fields = cls.model_fields
-        return {
-            k: from_text(fields[k], v) if k in fields and isinstance(v, str) else v
-            for k, v in values.items()
-        }
-
-
-def from_text(field: FieldInfo, text: str) -> Any:
-    """`none` where it is legal, and a choice that is no text by its spelling; pydantic reads all other text."""
-    if is_optional(field) and text.lower() == "none":
-        return None
-    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    return next((choice for choice in choices if canonical(choice) == text), text)
-
-
-def is_optional(field: FieldInfo) -> bool:
-    """Whether `none` is a legal value."""
-    return type(None) in get_args(field.annotation)
-
-
-def canonical(value: Any) -> str:
-    """The one spelling of a setting's value, in MLflow params, help texts and MLproject.
-
-    >>> canonical(1e-4), canonical(True), canonical(None), canonical(8)
-    ('0.0001', 'true', 'none', '8')
-    """
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return as_utf8(str(value))
+    def _read(cls, value: Any, info: ValidationInfo) -> Any:
+        return read(cls.model_fields[info.field_name], value)
 
 
 def defaults(model: type[Settings]) -> dict[str, str]:
@@ -105,37 +74,6 @@ def grouped_fields(model: type[Settings]) -> dict[str, dict[str, FieldInfo]]:
     return groups
 
 
-def wanted(field: FieldInfo) -> str:
-    """What a field takes, in words: `number > 0`, `true|false`, `triplet|arcface`."""
-    kinds = [a for a in (get_args(field.annotation) or ()) if a is not type(None)]
-    kind = kinds[0] if is_union(field.annotation) else field.annotation
-    if get_origin(kind) is Literal:
-        text = "|".join(canonical(v) for v in get_args(kind))
-    else:
-        text = {bool: "true|false", int: "integer", float: "number"}.get(kind, "text")
-    return " ".join([text, *bounds(field)])
-
-
-def bounds(field: FieldInfo) -> list[str]:
-    """The range of a number in words: `["16 to 512", "multiple of 8"]`, `["> 0"]`."""
-    found = {
-        name: canonical(getattr(bound, name))
-        for bound in field.metadata
-        for name in ("ge", "gt", "le", "lt", "multiple_of")
-        if getattr(bound, name, None) is not None
-    }
-    words = []
-    if "ge" in found and "le" in found:
-        words.append(f"{found.pop('ge')} to {found.pop('le')}")
-    symbols = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "multiple of"}
-    return words + [f"{symbol} {found[name]}" for name, symbol in symbols.items() if name in found]
-
-
-def is_union(annotation: Any) -> bool:
-    """Whether a type is `X | Y`."""
-    return get_origin(annotation) in (types.UnionType, typing.Union)
-
-
 def read_recipe(path: str) -> dict[str, Any]:
     """Settings in a YAML file: one flat mapping of setting to value.
 
@@ -151,7 +89,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     try:
         if file.stat().st_size > MAX_RECIPE_BYTES:
             raise InputError(f"config {path}: over {MAX_RECIPE_BYTES} bytes, which is no recipe")
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml_text.load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"config {path}: cannot be read as YAML: {one_line(error)}") from error
     values = {} if values is None else values

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
+from facerec import yaml_text
 from facerec.settings import MAX_RECIPE_BYTES, InputError, Settings, expanded, one_line, validate
 from facerec.space import METRICS, Constraint, Parameter, Space
+from facerec.values import OCTAL, canonical
 
 SAMPLERS = ("tpe", "gp", "random")
 PRUNERS = ("median", "hyperband", "none")
@@ -44,7 +48,7 @@ def read_space(path: str, known: type[Settings]) -> Space:
     try:
         if file.stat().st_size > MAX_RECIPE_BYTES:
             raise InputError(f"space {path}: over {MAX_RECIPE_BYTES} bytes, which is no space")
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml_text.load(file.read_text(encoding="utf-8"))
         return parse_space(content, known)
     except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
         raise InputError(f"space {path}: cannot be read as YAML: {one_line(error)}") from error
@@ -62,9 +66,11 @@ def parse_space(content: Any, known: type[Settings]) -> Space:
     }
     if not parameters:
         raise InputError("it has no parameters to search: list some under `parameters`")
+    parameters = {n: conditions(p, parameters, known) for n, p in parameters.items()}
     fixed = mapping(content.get("fixed") or {}, "fixed")
     check_names(fixed, known.model_fields, "setting")
-    validate(known, fixed, lambda key: "fixed")
+    checked = validate(known, fixed, lambda key: "fixed")
+    fixed = {name: getattr(checked, name) for name in fixed}
     space = Space(
         parameters=ordered(parameters),
         fixed=fixed,
@@ -120,7 +126,6 @@ def parse_parameter(name: str, content: Any, known: type[Settings]) -> Parameter
     if not isinstance(values, list) or len(values) < (1 if kind == "categorical" else 2):
         wanted = "[choice, choice, ...]" if kind == "categorical" else "[low, high]"
         raise InputError(f"parameter {name}: {kind} takes {wanted}")
-    when = mapping(content.get("when") or {}, f"parameter {name}: when")
     parameter = Parameter(
         name,
         setting,
@@ -128,10 +133,7 @@ def parse_parameter(name: str, content: Any, known: type[Settings]) -> Parameter
         tuple(check_value(name, setting, kind, value, known) for value in values),
         log=flag(name, content.get("log", False)),
         step=None if content.get("step") is None else number(name, kind, content["step"]),
-        when={
-            key: tuple(value) if isinstance(value, list) else (value,)
-            for key, value in when.items()
-        },
+        when=mapping(content.get("when") or {}, f"parameter {name}: when"),
     )
     check_range(parameter)
     return parameter
@@ -139,15 +141,19 @@ def parse_parameter(name: str, content: Any, known: type[Settings]) -> Parameter
 
 def flag(name: str, value: Any) -> bool:
     """`log` of a parameter. Raises InputError."""
-    if not isinstance(value, bool):
-        raise InputError(f"parameter {name}: log={value} should be true or false")
-    return value
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        raise InputError(f"parameter {name}: log={value} should be true or false") from None
 
 
 def number(name: str, kind: str, value: Any) -> Any:
-    """A number, also one that YAML takes for text, such as 1e-4. Raises InputError."""
+    """A number. Raises InputError."""
+    text = canonical(value)  # a truth value is none
+    if OCTAL.match(text):
+        raise InputError(f"parameter {name}: {text} may be octal: leave out the leading zero")
     try:
-        result = float(value)
+        result = float(text)
         whole = result == int(result)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"parameter {name}: {value} is no number") from None
@@ -181,17 +187,31 @@ def check_range(parameter: Parameter) -> None:
         raise InputError(f"parameter {name}: step must be above 0, and not beside log")
 
 
+def conditions(
+    parameter: Parameter, parameters: Mapping[str, Parameter], known: type[Settings]
+) -> Parameter:
+    """`parameter` with each value of its `when` in the type of the parameter that it is about. Raises InputError."""
+    check_names(parameter.when, parameters, f"parameter for `when` of {parameter.name}:")
+    when = {}
+    for name, values in parameter.when.items():
+        above = parameters[name]
+        values = values if isinstance(values, list) else [values]
+        try:
+            when[name] = tuple(
+                check_value(name, above.setting, above.kind, value, known) for value in values
+            )
+            strange = [value for value in when[name] if value not in above.values]
+        except InputError:
+            strange = values
+        if strange and (above.kind == "categorical" or name not in when):
+            raise InputError(
+                f"parameter {parameter.name}: {name} is never {strange[0]}; its choices: {above.values}"
+            )
+    return replace(parameter, when=when)
+
+
 def ordered(parameters: Mapping[str, Parameter]) -> tuple[Parameter, ...]:
     """Parameters after those that switch them on. Raises InputError for conditions that cannot be."""
-    for parameter in parameters.values():
-        check_names(parameter.when, parameters, f"parameter for `when` of {parameter.name}:")
-        for name, values in parameter.when.items():
-            choices = parameters[name].values
-            strange = [value for value in values if value not in choices]
-            if parameters[name].kind == "categorical" and strange:
-                raise InputError(
-                    f"parameter {parameter.name}: {name} is never {strange[0]}; its choices: {choices}"
-                )
     done: dict[str, Parameter] = {}
     while len(done) < len(parameters):
         ready = [p for n, p in parameters.items() if n not in done and set(p.when) <= set(done)]

@@ -177,7 +177,8 @@ class Run:
         """Logs metrics, parameters and tags; `again` leaves out metrics whose step is there."""
         if params := entry.get("params"):
             known = patiently(lambda: self.client.get_run(self.id)).data.params
-            missing = [Param(key, value) for key, value in params.items() if key not in known]
+            new = {key: as_utf8(value) for key, value in params.items() if key not in known}
+            missing = [Param(key, value) for key, value in new.items()]
             patiently(lambda: self.client.log_batch(self.id, params=missing))
         if rows := entry.get("metrics"):
             metrics = [Metric(*row) for row in rows]
@@ -186,6 +187,7 @@ class Run:
                 metrics = [m for m in metrics if m.step not in there[m.key]]
             patiently(lambda: self.client.log_batch(self.id, metrics=metrics))
         for key, text in entry.get("tags", {}).items():
+            text = as_utf8(text)
             patiently(lambda key=key, text=text: self.client.set_tag(self.id, key, text))
 
     def log_params(self, params: Mapping[str, str]) -> None:
@@ -362,6 +364,8 @@ def git_tags(known: Mapping[str, str]) -> dict[str, str]:
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):

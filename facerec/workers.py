@@ -166,7 +166,11 @@ def this_host() -> str:
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         try:
             found = Path(path)
-            parts.append(str(found.stat().st_ino) if "ns" in path else found.read_text().strip())
+            parts.append(
+                str(found.stat().st_ino)
+                if "ns" in path
+                else found.read_text(encoding="utf-8").strip()
+            )
         except OSError:
             continue
     return "/".join(parts)

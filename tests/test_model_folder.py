@@ -143,6 +143,12 @@ ATTACKS = {
     "truncated weights": (cut("weights.safetensors"), "SHA-256"),
     "truncated provenance": (cut("provenance.json"), "SHA-256"),
     "swapped weights": (swap, "belongs to another model"),
+    "truth value for a number": (edit(lambda c: c.update(image_size=True)), "image_size=true"),
+    "truth value for a choice": (
+        edit(lambda c: c["network"].update(patch_size=True)),
+        "patch_size=true",
+    ),
+    "number for a name": (edit(lambda c: c.update(facerec=1)), "facerec=1"),
     "extra key": (edit(lambda c: c.update(trust=True)), "no setting 'trust'"),
     "extra network key": (edit(lambda c: c["network"].update(dmodel=8)), "did you mean 'd_model'"),
     "wrong type": (edit(lambda c: c.update(image_size="huge")), "image_size=huge"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -24,6 +25,8 @@ class Part(Settings):
 
 class Whole(Part):
     group: ClassVar[str] = "Whole"
+    epochs: int = Field(1, ge=1, le=9000, description="Epochs.")
+    name: str | None = Field(None, description="A name.")
     flag: bool = Field(True, description="A flag.")
     margin: float | None = Field(None, description="A margin.")
 
@@ -33,8 +36,36 @@ def test_precedence_and_text_values(tmp_path):
     recipe.write_text("lr: 1e-4\nsize: 4\nflag: false\n")
     settings = resolve(Whole, {"lr": "0.5", "margin": "none"}, str(recipe))
     assert (settings.lr, settings.size, settings.flag, settings.margin) == (0.5, 4, False, None)
-    assert as_params(settings) == {"lr": "0.5", "size": "4", "flag": "false", "margin": "none"}
+    expected = {"lr": "0.5", "size": "4", "flag": "false", "margin": "none"}
+    assert as_params(settings) == {"epochs": "1", "name": "none", **expected}
     assert resolve(Whole, {"size": "4"}).size == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value", "own"),
+    [
+        ("epochs", "1.0", 1, 1.0),
+        ("epochs", "1e3", 1000, 1e3),
+        ("size", "8.0", 8, 8.0),
+        ("lr", "1", 1.0, 1),
+        ("lr", "1e-05", 1e-5, 1e-5),
+        ("margin", "0.30000000000000004", 0.1 + 0.2, 0.1 + 0.2),
+        ("flag", "no", False, 0),
+        ("flag", "On", True, True),
+        ("name", "010", "010", "010"),
+        ("name", "2026-01-01", "2026-01-01", "2026-01-01"),
+        ("name", "yes", "yes", "yes"),
+        ("margin", "none", None, None),
+    ],
+)
+def test_recipe_command_line_and_python_mean_the_same(tmp_path, key, text, value, own):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{key}: {text}\n")
+    read = [resolve(Whole, {}, str(recipe)), resolve(Whole, {key: text}), Whole(**{key: own})]
+    read.append(resolve(Whole, as_params(read[0])))  # as a checkpoint keeps them
+    for settings in read:
+        found = getattr(settings, key)
+        assert found == value and type(found) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +77,23 @@ def test_precedence_and_text_values(tmp_path):
         ("szie: 4", {}, "did you mean 'size'"),
         ("size: 5", {}, "wanted: 4|8"),
         ("- 1", {}, "flat list"),
+        ("lr: true", {}, "lr=true"),
+        ("lr: yes", {}, "unable to parse string as a number; wanted: number > 0"),
+        ("lr: 2026-01-01", {}, "lr=2026-01-01"),
+        ("lr: 1:30", {}, "lr=1:30"),
+        ("lr: .inf", {}, "lr=.inf"),
+        ("size: true", {}, "wanted: 4|8"),
+        ("size: 08", {}, "size=08"),
+        ("epochs: true", {}, "wanted: integer 1 to 9000"),
+        ("epochs: 010", {}, "epochs=010"),
+        ("", {"epochs": "010"}, "leading zero"),
+        ("", {"epochs": True}, "epochs=true"),
+        ("", {"epochs": "1.5"}, "epochs=1.5"),
+        ("", {"lr": True}, "lr=true"),
+        ("", {"lr": np.True_}, "lr=true"),
+        ("", {"flag": 2}, "flag=2"),
+        ("lr: 1\nlr: 2", {}, "'lr' is given twice"),
+        ("lr: !!timestamp 2026-01-01", {}, "cannot be read as YAML"),
         ("lr: {a: 1}", {}, "flat list"),
         ("lr: [", {}, "cannot be read as YAML"),
         ("!!python/object/apply:os.system ['true']", {}, "cannot be read as YAML"),

@@ -69,6 +69,24 @@ def test_values_have_the_type_of_the_setting():
     )
 
 
+def test_truth_values_and_conditions_have_the_type_of_the_setting_too(tmp_path):
+    file = tmp_path / "space.yaml"
+    file.write_text(
+        """
+        parameters:
+          confusable: {categorical: [yes, "off"]}
+          margin: {categorical: [none, 0.1]}
+          lr: {float: [1e-4, 1e-2], log: on, when: {confusable: true, margin: [none]}}
+        fixed: {system_metrics: no, epochs: 3}
+        """
+    )
+    found = read_space(str(file), TrainSettings)
+    confusable, margin, lr = found.parameters
+    assert confusable.values == (True, False) and margin.values == (None, 0.1)
+    assert lr.log is True and lr.when == {"confusable": (True,), "margin": (None,)}
+    assert found.fixed == {"system_metrics": False, "epochs": 3}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -82,6 +100,11 @@ def test_values_have_the_type_of_the_setting():
         ("parameters: {lr: {float: [0.1, 1], int: [1, 2]}}", "exactly one"),
         ("parameters: {warmup_epochs: {float: [0, 1], log: true}}", "above 0"),
         ("parameters: {lr: {float: [0.1, 1], log: maybe}}", "true or false"),
+        ("parameters: {lr: {float: [false, true]}}", "false is no number"),
+        ("parameters: {depth: {int: [01, 3]}}", "leading zero"),
+        ("parameters: {depth: {int: [1, 1:30]}}", "1:30 is no number"),
+        ("parameters: {lr: {float: [0.1, 1]}}\nfixed: {flip: yes}", "flip=yes"),
+        ("parameters: {lr: {float: [0.1, 1]}}\nconstraints: {parameters: {at_most: true}}", "true is no number"),
         ("parameters: {depth: {int: [1.5, 3]}}", "no whole number"),
         ("parameters: {patch_size: {categorical: [7]}}", "patch_size=7"),
         ("parameters: {patch_size: {categorical: [8, 8]}}", "listed twice"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field
 from facerec import plots
 from facerec.columns import Column, left_out, model_column, reference_columns
 from facerec.commands.visualize import model_store, thresholds
+from facerec.console import answer
 from facerec.data.sources import LayoutSettings
 from facerec.data.store import DataText, Store
 from facerec.embedder import FaceEmbedder
@@ -112,18 +113,25 @@ def run(settings: EvaluateSettings, config: str | None = None) -> None:
     first = next(iter(embedders.values()))
     store = model_store(settings, first) if settings.protocol in STORE_PROTOCOLS else None
     protocol = protocol_of(settings, store)
-    with track(settings) as mlflow_run:
-        mlflow_run.log_settings(settings, config)
-        if store is not None:
-            mlflow_run.log_data(store, "evaluation")
-        columns = {}
-        for name, embedder in embedders.items():
-            own = model_store(settings, embedder) if store is not None else None
-            columns[name] = model_column(embedder, protocol.pictures, own, settings.flip)
-        if settings.references:
-            columns |= reference_columns(first, protocol.pictures, store)
-        measured = measure(protocol, columns)
-        report(settings, mlflow_run, protocol, columns, measured, first)
+    text = ""
+    try:
+        with track(settings) as mlflow_run:
+            mlflow_run.log_settings(settings, config)
+            if store is not None:
+                mlflow_run.log_data(store, "evaluation")
+            columns = {}
+            for name, embedder in embedders.items():
+                own = model_store(settings, embedder) if store is not None else None
+                columns[name] = model_column(embedder, protocol.pictures, own, settings.flip)
+            if settings.references:
+                columns |= reference_columns(first, protocol.pictures, store)
+            measured = measure(protocol, columns)
+            tables = Tables.of(settings, protocol, columns, measured)
+            text = tables.in_words()
+            report(settings, mlflow_run, tables, columns, measured, first)
+    finally:  # when the run has ended, so that the console cannot spoil it; also where MLflow did not keep it
+        if text:
+            answer(text)
 
 
 def load(settings: EvaluateSettings) -> dict[str, FaceEmbedder]:
@@ -228,33 +236,62 @@ def marked(name: str, column: Column) -> str:
     return f"{name} (leak)" if column.leak is not None and column.leak.found else name
 
 
+class Tables(NamedTuple):
+    """What an evaluation found, for people and programs.
+
+    Attributes:
+        title: of the protocol.
+        leaks: a sentence for each model, and for each reference line that has one.
+        note: how to read the figures.
+        figures: column → its figures.
+        gains: difference → its figures.
+    """
+
+    title: str
+    leaks: list[str]
+    note: str
+    figures: Mapping[str, Figures]
+    gains: Mapping[str, Figures]
+
+    @classmethod
+    def of(
+        cls,
+        settings: EvaluateSettings,
+        protocol: Protocol,
+        columns: Mapping[str, Column],
+        measured: Mapping[str, Measured],
+    ) -> Tables:
+        """The tables of what was measured."""
+        note = f"{protocol.note} Brackets hold 95 % intervals."
+        if settings.references:
+            note = f"{note} {left_out(protocol.pictures)}".rstrip()
+        figures = {marked(name, columns[name]): found.figures for name, found in measured.items()}
+        return cls(protocol.title, told(columns), note, figures, compared(measured, columns))
+
+    def in_words(self) -> str:
+        """As the console shows them."""
+        gains = [f"\n{in_words({f'{name}, paired': found})}" for name, found in self.gains.items()]
+        return "\n".join([self.title, *self.leaks, self.note, in_words(self.figures), *gains])
+
+
 def report(
     settings: EvaluateSettings,
     mlflow_run: Run,
-    protocol: Protocol,
+    tables: Tables,
     columns: Mapping[str, Column],
     measured: Mapping[str, Measured],
     first: FaceEmbedder,
 ) -> None:
-    """Console, metrics, tags, page and JSON."""
-    table = {marked(name, columns[name]): found.figures for name, found in measured.items()}
-    gains = compared(measured, columns)
+    """Metrics, tags, page and JSON."""
     leaks = {name: column.leak for name, column in columns.items() if column.is_model}
-    note = f"{protocol.note} Brackets hold 95 % intervals."
-    if settings.references:
-        note = f"{note} {left_out(protocol.pictures)}".rstrip()
-    print("\n".join([protocol.title, *told(columns), note]))
-    print(in_words(table))
-    for name, figures in gains.items():
-        print(f"\n{in_words({f'{name}, paired': figures})}")
     log(settings, mlflow_run, measured, leaks)
     folder = Path(settings.output) / mlflow_run.id
-    page = draw(protocol.title, note, table, gains, measured, columns, first)
+    page = draw(tables, measured, columns, first)
     mlflow_run.log_file(write_html(page, folder / "evaluation.html"))
     content = {
-        "protocol": protocol.title,
-        "figures": plain(table),
-        "differences": plain(gains),
+        "protocol": tables.title,
+        "figures": plain(tables.figures),
+        "differences": plain(tables.gains),
         "leaks": {name: {"told": str(met), **met.counts} for name, met in leaks.items()},
     }
     mlflow_run.log_file(write_json(folder / "evaluation.json", content))
@@ -279,24 +316,21 @@ def log(
 
 
 def draw(
-    heading: str,
-    note: str,
-    table: Mapping[str, Figures],
-    gains: Mapping[str, Figures],
+    tables: Tables,
     measured: Mapping[str, Measured],
     columns: Mapping[str, Column],
     first: FaceEmbedder,
 ) -> str:
     """The page as HTML."""
-    cells = {name: as_cells(figures) for name, figures in {**table, **gains}.items()}
+    cells = {name: as_cells(found) for name, found in {**tables.figures, **tables.gains}.items()}
     leaks = any(column.leak is not None and column.leak.found for column in columns.values())
     curves = {name: found.curve for name, found in measured.items() if found.curve is not None}
     return plots.evaluation_page(
         cells,
         curves or None,
-        title=f"Evaluation: {heading}",
+        title=f"Evaluation: {tables.title}",
         subtitle=", ".join(name for name, column in columns.items() if column.is_model),
-        notice=". ".join([*told(columns), ""]).strip() if leaks else "",
-        metrics_note=f"{note} Differences are paired.",
+        notice=". ".join([*tables.leaks, ""]).strip() if leaks else "",
+        metrics_note=f"{tables.note} Differences are paired.",
         thresholds=thresholds(first.calibration),
     )

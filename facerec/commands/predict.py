@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from facerec import console
 from facerec.model_source import ModelText
 from facerec.paths import PathText, WrittenPath
 from facerec.settings import InputError, Settings, expanded, one_line, shown
@@ -95,13 +96,13 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
     if data_name(embedder.provenance) == "demo":
         print("facerec: this model knows rendered people alone, not photographs", file=sys.stderr)
     answer = compare(embedder, settings) if pair else identify(embedder, settings)
-    print(json.dumps(answer) if settings.json else in_words(answer))
+    if run_id:
+        keep_answer(run_id, answer)
+    console.answer(json.dumps(answer) if settings.json else in_words(answer))
     if target:
         others = [m["picture"] for m in answer.get("matches", ())]
         shown_first = [answer["a"], answer["b"]] if pair else [answer["probe"]]
         side_by_side([*shown_first, *others], target, embedder, settings)
-    if run_id:
-        keep_answer(run_id, answer)
 
 
 def compare(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def how(settings: PredictSettings) -> dict[str, Any]:
 
 
 def keep_answer(run_id: str, answer: dict[str, Any]) -> None:
-    """Adds the answer, which has been given, to the run that `mlflow run` made."""
+    """Adds the answer to the run that `mlflow run` made; a failure is told and does not keep it from the console."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

@@ -40,11 +40,12 @@ def run(settings: RegisterSettings, config: str | None = None) -> None:
     Raises:
         InputError: no such run, no model in it, or the comparison cannot be made.
     """
+    from facerec.console import answer
     from facerec.registry import register
     from facerec.tracking import reach_tracking
 
     reach_tracking()
     done = register(settings.run_id, settings.name, settings.alias, settings.force)
-    print(done.told)
+    answer(done.told)
     if settings.alias and not done.promoted:
         sys.exit(1)

@@ -6,7 +6,9 @@ with the same study, it goes on; started elsewhere on the same database, it help
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -214,7 +216,10 @@ def record(
     if config:
         mlflow_run.log_params({"config": config})
     mlflow_run.log_data(store, "tuning")
-    mlflow_run.log_file(expanded(settings.space))
+    with tempfile.TemporaryDirectory(prefix="facerec-") as folder:
+        # A copy: MLflow keeps a file's mode, and this one's is not of our making.
+        space_file = expanded(settings.space)
+        mlflow_run.log_file(Path(shutil.copyfile(space_file, Path(folder) / space_file.name)))
 
 
 def search(job: Job) -> None:
@@ -250,7 +255,7 @@ def conclude(job: Job, mlflow_run: Run) -> dict[str, Any] | None:
             f"{reached} on the validation people.",
         ]
         text = recipe_text(recipe, said)
-        write_bytes(folder / "best.yaml", text.encode())
+        write_bytes(folder / "best.yaml", text.encode("utf-8", "backslashreplace"))
         mlflow_run.log_file(folder / "best.yaml")
         done = count(study, *DONE)
         mlflow_run.log_metrics({f"best/{name}": value for name, value in values.items()}, step=done)

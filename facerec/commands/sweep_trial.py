@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.commands.train import TrainSettings, check, make_trainer
+from facerec.console import prepare
 from facerec.data.sources import LayoutSettings
 from facerec.data.store import Store, open_store
 from facerec.interrupt import Stopped, stop_softly
@@ -95,6 +96,7 @@ def bury(parent: str, trial: FrozenTrial) -> None:
 
 def worker(job: Job, index: int) -> None:
     """A worker process: trials until the study is through."""
+    prepare()
     follow_parent()
     try:
         mlflow.set_tracking_uri(job.tracking)

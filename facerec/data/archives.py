@@ -37,7 +37,9 @@ def unpack(archive: Path, cache: Path, lists: Iterable[str] = ()) -> Path:
     """
     stat = archive.stat()
     key = f"{archive}\n{stat.st_size}\n{stat.st_mtime_ns}"
-    folder = cache / "unpacked" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = (
+        cache / "unpacked" / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    )
     wanted = frozenset(lists)
     with cache_errors(cache):
         if not folder.is_dir():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,10 +54,10 @@ def publish_folder(folder: Path) -> Iterator[Path]:
     must write the same contents for the same name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    draft = beside(folder)
+    draft.mkdir()
     try:
         yield draft
-        draft.chmod(0o755)
         try:
             draft.rename(folder)
         except OSError:
@@ -67,15 +67,46 @@ def publish_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def beside(folder: Path) -> Path:
+    """A hidden name beside a folder that nobody else has.
+
+    Not by `tempfile`: what that makes is for its owner alone, and whoever widens it afterwards has to know the
+    process's umask, which cannot be read without changing it for all threads.
+    """
+    return folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
+
+
 def remove_folder(folder: Path) -> None:
     """Take a published folder away in one step: who has its files open keeps them."""
-    trash = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    trash = beside(folder)
+    trash.mkdir()
     try:
         folder.rename(trash / "old")
     except FileNotFoundError:  # another process was faster
         pass
     finally:
         shutil.rmtree(trash, ignore_errors=True)
+
+
+def copy_folder(source: Path, target: Path, leave_out: tuple[str, ...] = ()) -> Path:
+    """Copy a folder's files, but not who may read them: that is for the process's umask to say.
+
+    Args:
+        target: must not exist.
+        leave_out: patterns of names, as in a shell, of files and folders that are not copied.
+
+    Returns:
+        `target`.
+    """
+    skip = shutil.ignore_patterns(*leave_out)
+    target.mkdir()
+    names = os.listdir(source)
+    for name in sorted(set(names) - skip(str(source), names)):
+        if (source / name).is_dir():
+            copy_folder(source / name, target / name, leave_out)
+        else:
+            shutil.copyfile(source / name, target / name)
+    return target
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -85,16 +116,15 @@ def write_file(path: Path, content: bytes) -> None:
         OSError: if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(prefix=DRAFT, dir=path.parent)
+    draft = path.with_name(f"{DRAFT}{secrets.token_hex(8)}")
     try:
-        with open(handle, "wb") as file:
+        with open(draft, "xb") as file:  # for whom the umask says
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(draft, 0o644)  # mkstemp's files are for their owner alone
         os.replace(draft, path)
     except BaseException:
-        Path(draft).unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise
 
 
