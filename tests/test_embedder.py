@@ -314,6 +314,13 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
+@contextmanager
+def raised_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
 STATES = {
     **{str(t): lambda t=t: default_dtype(t) for t in (torch.float64, torch.bfloat16, torch.half)},
     "default device": lambda: torch.device("meta"),
@@ -321,7 +328,7 @@ STATES = {
     "no gradients": torch.no_grad,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "numpy errors": lambda: np.errstate(all="raise"),
-    "warnings": lambda: warnings.catch_warnings(action="error"),
+    "warnings": raised_warnings,
 }
 NETWORKS = (
     {},

@@ -80,13 +80,10 @@ def test_a_logged_model_answers_like_the_folder(
     verdicts = model.predict(pairs, params={"far": 0.1})
     assert list(verdicts.columns) == ["similarity", "probability", "same_person"]
     assert verdicts.similarity[1] == pytest.approx(float(expected[0] @ expected[1]), abs=1e-5)
-    assert model.predict(pd.DataFrame({"image": [text(Path(p).read_bytes()) for p in paths]})) == (
-        pytest.approx(expected, abs=1e-6)
-    )
+    as_text = model.predict(pd.DataFrame({"image": [text(Path(p).read_bytes()) for p in paths]}))
+    assert np.allclose(as_text, expected, atol=1e-6)
     wrapped = base64.encodebytes(Path(paths[0]).read_bytes()).decode()
-    assert model.predict(pd.DataFrame({"image": [wrapped]})) == pytest.approx(
-        expected[:1], abs=1e-6
-    )
+    assert np.allclose(model.predict(pd.DataFrame({"image": [wrapped]})), expected[:1], atol=1e-6)
     assert model.predict(model.input_example).shape == (1, 8)
     far = "far/" * 20 + "nowhere"  # a path that could be base64 but for its length
     for bad, told in (
@@ -107,6 +104,41 @@ def test_a_logged_model_answers_like_the_folder(
     monkeypatch.setenv("MLFLOW_ALLOW_MODEL_CODE_EXECUTION", "false")
     embedder = FaceEmbedder.load(f"runs:/{run_id}/model", "cpu")
     assert np.allclose(embedder.embed(paths), expected, atol=1e-6)
+
+
+INDICES = {
+    "a part of a frame": [3, 0, 2],
+    "text": ["c", "a", "b"],
+    "twice the same": [7, 7, 1],
+    "two levels": pd.MultiIndex.from_tuples([("x", 1), ("x", 0), ("y", 1)], names=["k", None]),
+    "dates": pd.date_range("2026-01-01", periods=3, name="day")[::-1],
+}
+
+
+def test_answers_have_the_index_of_what_was_asked(tmp_path: Path) -> None:
+    make_model(tmp_path / "model")
+    model = mlflow.pyfunc.load_model(f"runs:/{logged(tmp_path / 'model')}/model")
+    files = [encoded(picture(seed)) for seed in range(3)]
+    expected = FaceEmbedder.load(tmp_path / "model", "cpu").embed(files)
+    pairs = {"image_a": files, "image_b": [files[0], files[0], files[2]]}
+    for name, index in INDICES.items():
+        frame = pd.DataFrame({"image": files}, index=index)
+        found = model.predict(frame)
+        assert found.index.equals(frame.index) and found.index.names == frame.index.names, name
+        assert list(found) == [f"embedding_{i}" for i in range(8)]
+        assert np.allclose(found, expected, atol=1e-6) and set(found.dtypes) == {np.dtype("f4")}
+        frame = pd.DataFrame(pairs, index=index)
+        verdicts = model.predict(frame)
+        assert verdicts.index.equals(frame.index), name
+        cosines = [1, float(expected[0] @ expected[1]), 1]
+        assert np.allclose(verdicts.similarity, cosines, atol=1e-5)
+    frame = pd.DataFrame(pairs)
+    frame["similarity"] = model.predict(frame.iloc[[2, 1]])["similarity"]
+    assert np.allclose(frame.similarity[1:], cosines[1:], atol=1e-5)
+    assert np.isnan(frame.similarity[0])
+    assert model.predict(frame.iloc[:0]).shape == (0, 3)
+    many = pd.DataFrame({"image": files * 400})  # more than a server takes
+    assert np.allclose(model.predict(many)[-3:], expected, atol=1e-5)
 
 
 def test_what_is_logged_beside_the_weights(tmp_path: Path) -> None:
