@@ -18,6 +18,7 @@ from facerec.columns import Column, model_column
 from facerec.data.align import AlignSettings
 from facerec.data.store import DataSettings, Store, open_store
 from facerec.embedder import FaceEmbedder
+from facerec.experiment import check_names
 from facerec.measures import Measured
 from facerec.page import write_html
 from facerec.protocols import Identities, identities
@@ -78,8 +79,9 @@ def run(settings: VisualizeSettings, config: str | None = None) -> None:
     Raises:
         InputError: the model or the data cannot be used, or hold fewer than two faces.
     """
+    check_names(settings)
     embedder = FaceEmbedder.load(settings.model, settings.device)
-    reach_tracking()
+    reach_tracking(settings)
     store = model_store(settings, embedder)
     protocol = identities(store, settings.split)
     if len(protocol.labels) < 2:
