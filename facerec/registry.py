@@ -32,6 +32,7 @@ from PIL import Image
 import facerec
 from facerec.data.align import FRAMES
 from facerec.data.files import copy_folder
+from facerec.experiment import check_name
 from facerec.model_folder import ModelConfig, read_model
 from facerec.model_source import no_artifact_bars
 from facerec.promotion import beats
@@ -150,13 +151,14 @@ def register(
     Raises:
         InputError: no such run, no model in it, an illegal name or alias, or the comparison cannot be made.
     """
+    check_name("name", name)
     if alias is not None and not (ALIAS.fullmatch(alias) and not RESERVED.fullmatch(alias)):
         raise InputError(
             f"alias={alias}: letters, digits, - and _ are due; latest and v1, v2 ... are reserved"
         )
     try:
         version = _version(run_id, name)
-    except (MlflowException, OSError) as error:
+    except (InputError, MlflowException, OSError) as error:
         raise InputError(
             f"run {run_id} cannot be registered as {name}: {one_line(error)[:300]}"
         ) from None
@@ -174,6 +176,8 @@ def _version(run_id: str, name: str) -> str:
     """The registered version of a run's model, a new one where there is none."""
     client = MlflowClient()
     run = patiently(lambda: client.get_run(run_id))
+    if run.info.lifecycle_stage != "active":
+        raise InputError(f"it is deleted; mlflow runs restore --run-id {run_id} brings it back")
     with _quiet():
         info = patiently(lambda: get_model_info(f"runs:/{run_id}/{NAME}"))
         uri = f"models:/{info.model_id}"

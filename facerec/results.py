@@ -18,7 +18,7 @@ from facerec.model_folder import WEIGHTS, write_model
 from facerec.page import write_html
 from facerec.provenance import model_card, provenance
 from facerec.registry import log_model
-from facerec.settings import one_line
+from facerec.settings import InputError, one_line
 from facerec.teacher import TEACHERS
 from facerec.tracking import Run, say
 from facerec.trainer import Trainer
@@ -83,8 +83,13 @@ def keep_results(
         ):  # there already, where a run is resumed in vain
             log_model(folder / "model", run.id)
             run.tag({"model.sha256": weights})
-    except (MlflowException, OSError, ImportError) as error:  # ImportError: of a store's client
-        raise run.kept(one_line(error)[:200]) from error
+    except (
+        InputError,
+        MlflowException,
+        OSError,
+        ImportError,
+    ) as error:  # ImportError: of a store's client
+        raise run.kept(one_line(error)[:300]) from error
     say(f"model: runs:/{run.id}/model (epoch {int(best['epoch'])}); files in {folder}")
 
 

@@ -15,6 +15,7 @@ from facerec.measures import title
 from facerec.sections import Metric
 
 Figures = Mapping[str, Figure]
+LONGEST = 100  # characters of a column in a metric's name, which MLflow limits to 250
 
 
 def in_words(table: Mapping[str, Figures]) -> str:
@@ -66,7 +67,8 @@ def metric_name(name: str) -> str:
     >>> metric_name("whitened PCA"), metric_name("facerec@champion")
     ('whitened_pca', 'facerec_champion')
     """
-    return re.sub(r"[^\w.-]+", "_", name).strip("_").lower()
+    text = re.sub(r"[^\w.-]+", "_", name).strip("_.").lower()
+    return text[-LONGEST:] or "model"
 
 
 def plain(table: Mapping[str, Figures]) -> dict[str, Any]:

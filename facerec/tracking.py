@@ -29,10 +29,12 @@ from tqdm import tqdm
 
 from facerec.data.files import disk_told
 from facerec.data.store import Store
+from facerec.experiment import check_names, experiment_id, find_experiment
 from facerec.interrupt import held, stop_at_once
 from facerec.outbox import Entry, Outbox
 from facerec.paths import PathText, launch_folder, launcher
-from facerec.settings import InputError, Settings, as_params, as_utf8, canonical, one_line
+from facerec.settings import InputError, Settings, as_params, as_utf8, canonical
+from facerec.store_errors import REFUSED, is_away, reason_of, trouble
 from facerec.urls import with_driver, without_password
 
 BUSY_SECONDS = 60
@@ -46,8 +48,11 @@ class TrackingSettings(Settings):
 
     group: ClassVar[str] = "Tracking"
 
-    experiment: str = Field(
-        "facerec", min_length=1, description="MLflow experiment; under mlflow run, its own counts."
+    experiment: str | None = Field(
+        None,
+        min_length=1,
+        description="MLflow experiment; none: MLFLOW_EXPERIMENT_NAME, else MLFLOW_EXPERIMENT_ID, else facerec. Under "
+        "mlflow run, its own counts.",
     )
     run_name: str | None = Field(
         None, description="Name of the run in MLflow; none lets MLflow choose."
@@ -127,7 +132,9 @@ class Run:
         with few_retries():
             path = folder / "outbox.jsonl"
             with disk_told(path):
-                self.outbox = Outbox(path, self.send, lambda count, why: self.tell(path, why))
+                self.outbox = Outbox(
+                    path, self.try_to_send, lambda count, why: self.tell(path, why)
+                )
             try:
                 self.deliver()  # what an earlier process left
                 yield
@@ -148,16 +155,18 @@ class Run:
 
     def kept(self, reason: str) -> InputError:
         """The sentence for a training whose tracking store is away at its end."""
-        folder = self.outbox.path.parent
+        folder, store = self.outbox.path.parent, without_password(self.uri)
         return InputError(
-            f"not all of run {self.id} could be sent to {self.uri} ({reason}): metrics, checkpoints and what else was "
-            f"made are kept in {folder}; the same command with --resume {self.id} sends them when it is back"
+            f"not all of run {self.id} could be sent to {store} ({reason}): metrics, checkpoints and what else was "
+            f"made are kept in {folder}; the same command with --resume {self.id} sends them when that is mended"
         )
 
     def tell(self, path: Path, reason: str | None) -> None:
         """Says that the tracking store is away, with `path` keeping what is logged, or is back."""
         if reason:
-            say(f"MLflow at {self.uri} is away ({reason}): what is logged is kept in {path}")
+            say(
+                f"MLflow at {without_password(self.uri)}: {reason}; what is logged is kept in {path}"
+            )
             return
         say(f"MLflow at {self.uri} is back: all that was kept has been sent")
         monitor = fluent.run_id_to_system_metrics_monitor.get(self.id)
@@ -172,6 +181,14 @@ class Run:
                 self.outbox.put(entry)
         else:
             self.send(entry)
+
+    def try_to_send(self, entry: Entry, again: bool) -> None:
+        """`send`, whose error says whether the store is away, or refuses what it is sent."""
+        try:
+            self.send(entry, again)
+        except Exception as error:  # of a store or a network
+            kind = "is away" if is_away(error) else "refuses"
+            raise RuntimeError(f"it {kind}: {reason_of(error)[:200]}") from error
 
     def send(self, entry: Entry, again: bool = False) -> None:
         """Logs metrics, parameters and tags; `again` leaves out metrics whose step is there."""
@@ -217,9 +234,20 @@ class Run:
         return patiently(lambda: self.client.get_run(self.id)).data.tags
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Keeps a file, or a folder's files, as artifacts."""
+        """Keeps a file, or a folder's files, as artifacts.
+
+        Raises:
+            InputError: the artifact store does not take it.
+        """
         log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
-        patiently(lambda: log(self.id, str(path), folder))
+        try:
+            patiently(lambda: log(self.id, str(path), folder))
+        except (MlflowException, OSError, ImportError) as error:  # ImportError: of a store's client
+            store = without_password(self.client.get_run(self.id).info.artifact_uri)
+            raise InputError(
+                f"{path.name} cannot be kept among the artifacts of run {self.id} in {store}: "
+                f"{reason_of(error)[:200]}; it lies in {path}"
+            ) from error
 
     def log_data(self, store: Store, context: str) -> None:
         """The data set, by name and digest, as the run's input."""
@@ -254,7 +282,7 @@ def track(settings: TrackingSettings, run_id: str | None = None) -> Iterator[Run
                 run = open_run(settings, run_id)
             yield run
         except MlflowException as error:
-            raise InputError(unreachable(error)) from error
+            raise InputError(trouble(error)) from error
 
 
 def open_run(settings: TrackingSettings, run_id: str | None) -> Run:
@@ -264,22 +292,22 @@ def open_run(settings: TrackingSettings, run_id: str | None) -> Run:
         if settings.system_metrics:
             mlflow.set_system_metrics_sampling_interval(10)
         started = os.environ.get("MLFLOW_RUN_ID")
-        if run_id:
-            check_known(run_id)
+        if run_id or started:
+            check_known(run_id or started)
         if run_id and started and started != run_id:
             give_up(started, run_id)
         joined = run_id or started
-        if not joined:
-            patiently(lambda: mlflow.set_experiment(settings.experiment))
+        above = None if joined else patiently(lambda: experiment_id(settings.experiment))
         active = patiently(
             lambda: mlflow.start_run(
                 run_id=joined,
+                experiment_id=above,
                 run_name=None if joined else settings.run_name,
                 log_system_metrics=settings.system_metrics,
             )
         )
     except (MlflowException, OSError, ImportError, SQLAlchemyError) as error:  # of a driver, too
-        raise InputError(unreachable(error)) from error
+        raise InputError(trouble(error)) from error
     run = Run(active.info.run_id)
     run.tag(git_tags(active.data.tags))
     if joined and settings.run_name:
@@ -351,7 +379,7 @@ def end_run(status: str) -> None:
             patiently(lambda: mlflow.end_run(status))
         except (MlflowException, OSError) as error:
             if status == "FINISHED":
-                raise InputError(unreachable(error)) from error
+                raise InputError(trouble(error)) from error
 
 
 def git_tags(known: Mapping[str, str]) -> dict[str, str]:
@@ -374,14 +402,24 @@ def git_tags(known: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_known(run_id: str) -> None:
-    """Raises InputError where the tracking store does not hold the run that is to be gone on with."""
+    """Raises InputError where the tracking store does not hold the run that is to be joined, or holds it as deleted."""
+    client, where = MlflowClient(), without_password(mlflow.get_tracking_uri())
     try:
-        patiently(lambda: MlflowClient().get_run(run_id))
+        info = patiently(lambda: client.get_run(run_id)).info
+        above = patiently(lambda: client.get_experiment(info.experiment_id))
     except MlflowException as error:
-        reason = one_line(error)[:200]
+        if error.error_code not in REFUSED:
+            raise
+        raise InputError(f"run {run_id}: {reason_of(error)[:200]} in {where}") from error
+    if above.lifecycle_stage != "active":
         raise InputError(
-            f"resume={run_id}: {reason} in {without_password(mlflow.get_tracking_uri())}"
-        ) from error
+            f"run {run_id}: its experiment {above.name} is deleted in {where}: mlflow experiments restore "
+            f"--experiment-id {above.experiment_id} brings both back"
+        )
+    if info.lifecycle_stage != "active":
+        raise InputError(
+            f"run {run_id} is deleted in {where}: mlflow runs restore --run-id {run_id} brings it back"
+        )
 
 
 DELETE_WHEN_GONE = """
@@ -423,17 +461,26 @@ def give_up(run_id: str, continues: str) -> None:
     os.environ.pop("MLFLOW_RUN_ID")
 
 
-def reach_tracking() -> None:
-    """Raises InputError where the tracking store does not answer, before any work is done."""
+def reach_tracking(settings: TrackingSettings | None = None) -> None:
+    """Finds out before any work is done whether the tracking store answers, and takes the run of these settings.
+
+    Raises:
+        InputError: it does not, or its experiment is deleted, or MLflow refuses a name.
+    """
+    if settings is not None:
+        check_names(settings)
     try:
         absolute_tracking_uri()
         uri = mlflow.get_tracking_uri()
         if uri.startswith(DATABASES):  # MLflow would try for minutes
             create_engine(uri).connect().close()
         with few_retries():
-            patiently(lambda: MlflowClient().search_experiments(max_results=1))
+            if settings is None or os.environ.get("MLFLOW_RUN_ID"):
+                patiently(lambda: MlflowClient().search_experiments(max_results=1))
+            else:
+                patiently(lambda: find_experiment(settings.experiment))
     except (MlflowException, OSError, ImportError, SQLAlchemyError) as error:  # of a driver, too
-        raise InputError(unreachable(error)) from error
+        raise InputError(trouble(error)) from error
 
 
 @contextmanager
@@ -446,12 +493,6 @@ def few_retries() -> Iterator[None]:
     finally:
         if before is None:
             os.environ.pop(RETRIES)
-
-
-def unreachable(error: BaseException) -> str:
-    """The sentence for a tracking store that does not answer."""
-    where, reason = map(without_password, (mlflow.get_tracking_uri(), one_line(error)))
-    return f"MLflow's tracking store {where} does not answer: {reason[:200]}; start it, or set MLFLOW_TRACKING_URI"
 
 
 def say(text: str) -> None:

@@ -21,6 +21,7 @@ from facerec.console import answer
 from facerec.data.sources import LayoutSettings
 from facerec.data.store import DataText, Store
 from facerec.embedder import FaceEmbedder
+from facerec.experiment import check_names
 from facerec.intervals import Figure
 from facerec.leaks import Leak
 from facerec.measures import Measured, differences
@@ -108,8 +109,9 @@ def run(settings: EvaluateSettings, config: str | None = None) -> None:
     Raises:
         InputError: a model or the data cannot be used, or the protocol does not fit the data.
     """
+    check_names(settings)
     embedders = load(settings)
-    reach_tracking()
+    reach_tracking(settings)
     first = next(iter(embedders.values()))
     store = model_store(settings, first) if settings.protocol in STORE_PROTOCOLS else None
     protocol = protocol_of(settings, store)
@@ -146,7 +148,8 @@ def load(settings: EvaluateSettings) -> dict[str, FaceEmbedder]:
     embedders: dict[str, FaceEmbedder] = {}
     for number, source in enumerate(sources, start=1):
         name = short_name(source)
-        name = f"{name} ({number})" if name in embedders else name
+        if metric_name(name) in map(metric_name, embedders):
+            name = f"{name} ({number})"
         embedders[name] = FaceEmbedder.load(source, settings.device)
     return embedders
 

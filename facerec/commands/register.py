@@ -41,9 +41,11 @@ def run(settings: RegisterSettings, config: str | None = None) -> None:
         InputError: no such run, no model in it, or the comparison cannot be made.
     """
     from facerec.console import answer
+    from facerec.experiment import check_name
     from facerec.registry import register
     from facerec.tracking import reach_tracking
 
+    check_name("name", settings.name)
     reach_tracking()
     done = register(settings.run_id, settings.name, settings.alias, settings.force)
     answer(done.told)

@@ -26,11 +26,21 @@ from facerec.commands.train import TrainSettings, check, train
 from facerec.data.files import write_bytes
 from facerec.data.sources import LayoutSettings
 from facerec.data.store import Store, open_store
+from facerec.experiment import check_name, check_names
 from facerec.interrupt import Stopped
 from facerec.page import write_html
 from facerec.paths import PathText
 from facerec.registry import register
-from facerec.settings import InputError, as_params, canonical, defaults, expanded, resolve, validate
+from facerec.settings import (
+    InputError,
+    as_params,
+    canonical,
+    defaults,
+    expanded,
+    resolve,
+    shown,
+    validate,
+)
 from facerec.space import Space
 from facerec.space_file import NOT_SEARCHED, read_space
 from facerec.study import DONE, count, open_study, wait_for
@@ -43,6 +53,7 @@ from facerec.workers import supervise
 # Settings that a recipe leaves to whoever trains with it.
 WHICH_DATA = ("data", *LayoutSettings.model_fields)
 NOT_IN_RECIPE = tuple(name for name in NOT_SEARCHED if name not in (*WHICH_DATA, "seed"))
+LONGEST_NAME = 100  # of a study that is kept in a file of its name
 FREE = tuple(name for name in NOT_SEARCHED if name != "seed")  # may differ between sessions
 
 
@@ -119,7 +130,7 @@ def run(settings: SweepSettings, config: str | None = None) -> None:
     check_sweep(settings)
     first = {p.setting: p.values[0] for p in space.parameters if not p.when}
     check(validate(TrainSettings, {**trial_settings(settings), **first}))
-    reach_tracking()
+    reach_tracking(settings)
     store = open_store(settings)
     if not len(store.indices("val")) and any(m.startswith("val/") for m in space.objectives):
         raise InputError(f"{store.name} has too few people to validate with: a study needs some")
@@ -127,7 +138,7 @@ def run(settings: SweepSettings, config: str | None = None) -> None:
         searched = [max(p.values) for p in space.parameters if p.setting == "blends"]
         most = max([settings.blends, *searched])
         ask_teacher(settings.model_copy(update={"blends": most}), store)
-    name = settings.study or Path(settings.space).stem
+    name = study_name(settings)
     where = settings.storage or str(Path(settings.output) / "studies" / f"{name}.journal")
     study, parent = join(name, where, described(settings, space, store), space)
     named = settings.model_copy(update={"run_name": settings.run_name or f"study {name}"})
@@ -157,8 +168,26 @@ def run(settings: SweepSettings, config: str | None = None) -> None:
             train_best(job, recipe, mlflow_run)
 
 
+def study_name(settings: SweepSettings) -> str:
+    """The study's name."""
+    return settings.study or Path(settings.space).stem
+
+
+def model_name(settings: SweepSettings) -> str:
+    """Name under which the model of train_best is registered."""
+    return f"facerec-{study_name(settings)}" if settings.register is None else settings.register
+
+
 def check_sweep(settings: SweepSettings) -> None:
     """Refuses what `train` takes and a study cannot."""
+    check_names(settings)
+    name = study_name(settings)
+    if settings.storage is None and (len(name) > LONGEST_NAME or set(name) & set("/\\:\0")):
+        raise InputError(
+            f"study={shown(name)} names a file here: at most {LONGEST_NAME} characters, none of them / \\ :"
+        )
+    if settings.train_best:
+        check_name("register", model_name(settings))
     if settings.resume:
         raise InputError("resume is for train: a study goes on when it is started again")
     if settings.workers > 1 and (settings.storage or "").startswith("sqlite"):
@@ -289,5 +318,5 @@ def train_best(job: Job, recipe: Mapping[str, Any], mlflow_run: Run) -> None:
         run_of_best.log_data(store, "training")
         train(full, store, run_of_best)
     mlflow_run.tag({"best.model": f"runs:/{run_of_best.id}/model"})
-    say(register(run_of_best.id, settings.register or f"facerec-{job.study}").told)
+    say(register(run_of_best.id, model_name(settings)).told)
     sys.stderr.flush()

@@ -29,6 +29,7 @@ from facerec.data.align import AlignSettings, check_align
 from facerec.data.demo import color_histogram, raw_pixels
 from facerec.data.store import DataSettings, Store, open_store
 from facerec.embedder import FaceEmbedder
+from facerec.experiment import check_names
 from facerec.interrupt import Stopped, held, stop_softly
 from facerec.metrics import retrieval
 from facerec.model.network import NetworkSettings, build_network, check_sizes, parameter_count
@@ -99,7 +100,7 @@ def run(settings: TrainSettings, config: str | None = None) -> None:
     if resolve_device(settings.device).type == "cpu":
         keep_freed_memory()
     with parallel.ranks(settings.device):
-        parallel.from_first(reach_tracking)
+        parallel.from_first(lambda: reach_tracking(settings))
         resumed = None
         if settings.resume:
             resumed = parallel.from_first(lambda: find(settings.output, settings.resume))
@@ -279,6 +280,7 @@ def check(settings: TrainSettings) -> None:
         resolve_backend(settings.scan_backend, device)
     except (ValueError, ImportError) as error:
         raise InputError(f"scan_backend={settings.scan_backend}: {one_line(error)}") from error
+    check_names(settings)
     check_align(settings)
     check_objective(settings)
     check_teacher(settings)

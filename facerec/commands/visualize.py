@@ -19,6 +19,7 @@ from facerec.data.align import AlignSettings
 from facerec.data.sources import LayoutSettings
 from facerec.data.store import DataSettings, DataText, Store, open_store
 from facerec.embedder import FaceEmbedder
+from facerec.experiment import check_names
 from facerec.measures import Measured
 from facerec.model_source import ModelText
 from facerec.page import write_html
@@ -81,8 +82,9 @@ def run(settings: VisualizeSettings, config: str | None = None) -> None:
     Raises:
         InputError: the model or the data cannot be used, or hold fewer than two faces.
     """
+    check_names(settings)
     embedder = FaceEmbedder.load(settings.model, settings.device)
-    reach_tracking()
+    reach_tracking(settings)
     store = model_store(settings, embedder)
     protocol = identities(store, settings.split)
     if len(protocol.labels) < 2:

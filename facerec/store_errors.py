@@ -1,0 +1,63 @@
+"""Why MLflow did not do what it was asked, in one sentence: its store is away, lets us not in, or refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import mlflow
+import requests
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+
+from facerec.settings import one_line
+from facerec.urls import without_password
+
+AWAY = (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError)
+BEHIND_A_PROXY = re.compile(r"failed with error code 50[234]\b|too many 50[0-9] error responses")
+NOT_LET_IN = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
+REFUSED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE")
+STATEMENT = re.compile(r"\s*(\[SQL:|\(Background on this error).*", re.DOTALL)
+
+
+def trouble(error: BaseException) -> str:
+    """The sentence for an error of MLflow, its database's or its server's client."""
+    store = f"MLflow's tracking store {without_password(mlflow.get_tracking_uri())}"
+    reason = reason_of(error)[:300].rstrip(" .")
+    if is_away(error):
+        return f"{store} does not answer: {reason}; start it, or set MLFLOW_TRACKING_URI"
+    if getattr(error, "error_code", None) in NOT_LET_IN:
+        return (
+            f"{store} denies access: {reason}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "MLFLOW_TRACKING_TOKEN, to an account that has the permission"
+        )
+    if isinstance(error, MlflowException) and not database_error(error):
+        return f"{store} refuses: {reason}"
+    return f"{store} cannot be used: {reason}; set MLFLOW_TRACKING_URI to one that can"
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, without passwords and SQL."""
+    return without_password(STATEMENT.sub("", one_line(error)))
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether nobody has answered, as opposed to: the answer was no."""
+    for one in chain(error):
+        if isinstance(one, AWAY) or BEHIND_A_PROXY.search(str(one)):
+            return True
+        if isinstance(one, (OperationalError, InterfaceError)):
+            return not mlflow.get_tracking_uri().startswith("sqlite")
+    return False
+
+
+def database_error(error: BaseException) -> bool:
+    """Whether a database stands behind an error."""
+    return any(isinstance(one, SQLAlchemyError) for one in chain(error))
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
