@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils import validation
 
-from facerec.settings import InputError, encodable, one_line, shown
+from facerec.settings import InputError, as_utf8, one_line, shown
 from facerec.store_errors import REFUSED
 from facerec.urls import without_password
 
@@ -38,10 +38,10 @@ class Asked(NamedTuple):
 def asked(experiment: str | None) -> Asked:
     """MLflow's rules, save that a setting beats its variables: the name, the id, and our own default last."""
     if experiment is not None:
-        return Asked(f"experiment={experiment}", name=encodable(experiment))
+        return Asked(f"experiment={experiment}", name=as_utf8(experiment))
     name, number = os.environ.get(NAME), os.environ.get(ID)
     if name:
-        return Asked(f"{NAME}={name}", encodable(name), number or None)
+        return Asked(f"{NAME}={name}", as_utf8(name), number or None)
     return Asked(f"{ID}={number}", id=number) if number else Asked(DEFAULT, name=DEFAULT)
 
 
