@@ -6,11 +6,12 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from facerec.settings import InputError, one_line
 
 MAX_DEPTH = 16  # of nested JSON
+PIECE = 2**22  # bytes read at a time
 
 
 def read_bytes(folder: Path, name: str, limit: int) -> bytes:
@@ -30,12 +31,21 @@ def read_bytes(folder: Path, name: str, limit: int) -> bytes:
                 raise InputError(f"{folder}: {name} is no regular file")
             if status.st_size > limit:
                 raise InputError(f"{folder}: {name} has {status.st_size:,} bytes, above {limit:,}")
-            return file.read(limit + 1)
+            return read_up_to(limit + 1, file)
     except FileNotFoundError:
         raise InputError(f"{folder} is no whole model folder: {name} is missing") from None
     except (OSError, RuntimeError) as error:  # RuntimeError: a ring of links
         reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(f"{folder}: {name} cannot be read: {reason}") from None
+
+
+def read_up_to(limit: int, file: BinaryIO) -> bytes:
+    """What is left of a file, at most `limit` bytes; in pieces, since `read(limit)` would reserve all of them."""
+    pieces = []
+    while limit > 0 and (piece := file.read(min(limit, PIECE))):
+        pieces.append(piece)
+        limit -= len(piece)
+    return b"".join(pieces)
 
 
 def parse_object(folder: Path, name: str, data: bytes) -> dict[str, Any]:

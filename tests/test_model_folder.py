@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from facerec.model_folder import read_model, write_model
 from facerec.provenance import met, model_card, provenance
 from facerec.settings import InputError
+from facerec.untrusted import read_up_to
 from tests.models import CALIBRATION, make_model, recipe, seen
 
 
@@ -291,6 +293,17 @@ def test_a_model_of_before_and_what_is_trained_from_it_know_people_by_folded_nam
     assert (found["train_people"], found["train_similar"], found["val_people"]) == (3, 1, 1)
     again = provenance(store(), recipe(), after)
     assert again["train"] == after["train"]  # the same people once more
+
+
+def test_reading_reserves_no_more_than_there_is() -> None:
+    class File(io.BytesIO):
+        def read(self, size: int = -1) -> bytes:
+            assert 0 <= size <= 2**22
+            return super().read(size)
+
+    content = bytes(range(256)) * 2**15  # 8 MiB
+    assert read_up_to(2**33, File(content)) == content
+    assert read_up_to(5_000_000, File(content)) == content[:5_000_000]
 
 
 def test_card_says_what_it_must() -> None:

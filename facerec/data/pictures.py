@@ -31,6 +31,7 @@ from PIL import (  # Pillow opens by name only what has been imported
 )
 
 from facerec.settings import InputError
+from facerec.untrusted import read_up_to
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_PIXELS = 80_000_000  # 240 MB decoded; phones' 64-megapixel photographs pass
@@ -127,7 +128,7 @@ def read_file(path: Path) -> bytes:
         with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise PictureError("no regular file, where a picture is due: a pipe or a device")
-            data = file.read(MAX_FILE_BYTES + 1)
+            data = read_up_to(MAX_FILE_BYTES + 1, file)
     except IsADirectoryError:
         raise PictureError("a folder, not a picture") from None
     except (OSError, ValueError) as error:
