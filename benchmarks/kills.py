@@ -44,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="facerec-kills-") as folder:
         result = kills(Path(folder), args.data, args.kills, random.Random(args.seed))
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(
         f"{result['survived']} of {result['kills']} kills survived, {result['trainings']} trainings"
     )

@@ -48,7 +48,7 @@ def main() -> None:
         "race": {name: race(args.small, name, args.rounds) for name in SIZES},
         "memory": memory(args.large) if args.large else {},
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(result))
 
 

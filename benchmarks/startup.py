@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = args.model or fresh_model(Path(folder) / "model")
         result = race(str(model.resolve()), args.rounds)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(result))
 
 

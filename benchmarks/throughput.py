@@ -100,7 +100,7 @@ def take_turns(
 def machine() -> str:
     """Processor, cores that this process may use, load, versions."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if "model name" in line)
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()

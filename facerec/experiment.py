@@ -38,11 +38,11 @@ class Asked(NamedTuple):
 def asked(experiment: str | None) -> Asked:
     """MLflow's rules, save that a setting beats its variables: the name, the id, and our own default last."""
     if experiment is not None:
-        return Asked(f"experiment={experiment}", name=as_utf8(experiment))
+        return Asked(f"experiment={shown(experiment, 80)}", name=as_utf8(experiment))
     name, number = os.environ.get(NAME), os.environ.get(ID)
     if name:
-        return Asked(f"{NAME}={name}", as_utf8(name), number or None)
-    return Asked(f"{ID}={number}", id=number) if number else Asked(DEFAULT, name=DEFAULT)
+        return Asked(f"{NAME}={shown(name, 80)}", as_utf8(name), number or None)
+    return Asked(f"{ID}={shown(number, 80)}", id=number) if number else Asked(DEFAULT, name=DEFAULT)
 
 
 def find_experiment(experiment: str | None) -> Experiment | None:
@@ -109,7 +109,7 @@ def check_name(setting: str, value: str, by: str | None = None) -> None:
         setting: experiment, run_name, register or name (of registered models), or alias.
         by: where it was said, for the message.
     """
-    by = shown(by or f"{setting}={value}")
+    by = by or f"{setting}={shown(value, 80)}"
     rule = getattr(
         validation, RULES.get(setting, ""), lambda value: None
     )  # MLflow's own, not public

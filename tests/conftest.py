@@ -11,6 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient, fluent
 
 PROJECT = Path(__file__).parent.parent
+MLFLOW_SETS = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
 
 
 @pytest.fixture(autouse=True)
@@ -22,11 +23,11 @@ def tracking_folder(
     mlflow.set_tracking_uri(None)  # of another test
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+    for name in MLFLOW_SETS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(fluent, "_active_experiment_id", None)  # of another test's store
     yield folder
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):  # MLflow sets them too
+    for name in MLFLOW_SETS:  # MLflow sets them too
         os.environ.pop(name, None)
 
 
