@@ -137,7 +137,7 @@ class FaceEmbedder:
             )
         # The caller may be within a block of autocast, which thresholds are not made for.
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            batch = to_input(torch.from_numpy(faces).to(self.device))
+            batch = to_input(torch.from_numpy(np.require(faces, requirements="W")).to(self.device))
             embeddings = self._network(batch)
             if flip:
                 both = embeddings + self._network(batch.flip(3))

@@ -357,6 +357,9 @@ def test_load_and_embed_do_not_depend_on_global_state(
     with state():
         embedders = [FaceEmbedder.load(folder, "cpu") for folder in folders]
         assert [e.embed(faces, flip=True).tobytes() for e in embedders] == expected
+        cut = embedders[0].faces(faces)
+        cut.flags.writeable = False  # as the faces of a store are
+        assert embedders[0].embed_faces(cut, flip=True).tobytes() == expected[0]
     assert torch.equal(torch.get_rng_state(), before)  # loading draws no weights
     pixels = torch.zeros(2, 3, 16, 16)
     for embedder in embedders:  # of inference mode, they could not be trained
