@@ -124,7 +124,8 @@ def test_bf16_autocast_and_channels_last(monkeypatch):
     monkeypatch.setenv("FACEREC_SCAN", "triton")
     seen = {}
     with FakeTensorMode():
-        network = build_network(small(stem_depth=2)).to(CARD)
+        with CARD:
+            network = build_network(small(stem_depth=2))
         for name, module in network.named_modules():
             module.register_forward_hook(lambda _, x, y, name=name: seen.update({name: (x[0], y)}))
         raw = torch.empty(16, 16, 16, 3, dtype=torch.uint8, device=CARD)

@@ -366,9 +366,9 @@ def test_load_and_embed_do_not_depend_on_global_state(
         embedder.network(pixels).sum().backward()
 
 
-@pytest.mark.parametrize("state", STATES.values(), ids=list(STATES))
+@pytest.mark.parametrize("name", [name for name in STATES if name != "default device"])
 def test_fresh_weights_do_not_depend_on_global_state(
-    state: Callable[[], AbstractContextManager],
+    name: str,
 ) -> None:
     def weights(network: dict) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
@@ -376,8 +376,8 @@ def test_fresh_weights_do_not_depend_on_global_state(
 
     for network in NETWORKS:
         expected = weights(network)
-        with state():
+        with STATES[name]():
             found = weights(network)
         assert expected.keys() == found.keys()
-        for name, tensor in expected.items():
-            assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+        for key, tensor in expected.items():
+            assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor), key

@@ -252,9 +252,10 @@ class _Float32(TorchFunctionMode):
 
 
 def build_network(settings: NetworkSettings, image_size: int | None = None) -> nn.Module:
-    """The network that the settings describe, on the CPU, with fresh weights from torch's global generator.
+    """The network that the settings describe, with fresh weights from torch's global generator.
 
-    Torch's default dtype and device, and a block of `torch.inference_mode` around the call, change nothing.
+    A block of `torch.device` around the call says where it is made, as for any module. Torch's default dtype and a
+    block of `torch.inference_mode` change nothing.
 
     Args:
         settings: NetworkSettings; image_size is read from it where it has one (an entry point's settings do).
@@ -268,7 +269,7 @@ def build_network(settings: NetworkSettings, image_size: int | None = None) -> n
     """
     size = image_size if image_size is not None else settings.image_size
     check_sizes(settings, size)
-    with torch.inference_mode(False), torch.device("cpu"), _Float32():
+    with torch.inference_mode(False), _Float32():
         if settings.backbone != "mamba":
             from facerec.model.baselines import build_baseline
 
