@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -144,6 +145,12 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         drain(sys.stdout)
         sys.exit(1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        drain(sys.stdout)
+        print("facerec: the disk is full: the output cannot be written", file=sys.stderr)
+        sys.exit(2)
 
 
 def mine_to_tell() -> bool:

@@ -60,9 +60,8 @@ def drain(stream: io.TextIOBase) -> None:
 
 def prepare() -> None:
     """Makes stdout and stderr of this process such streams; to be called once, before anything is opened."""
-    for number in range(
-        3
-    ):  # a file that was opened as the first or second one would be written to by print
+    # A file that was opened as the first or second one would be written to by print.
+    for number in range(3):
         try:
             os.fstat(number)
         except OSError:

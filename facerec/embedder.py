@@ -49,9 +49,8 @@ class FaceEmbedder:
     def __init__(self, model: LoadedModel, device: torch.device) -> None:
         self.config, self.calibration, self.provenance = model[1:]
         self.device = device
-        with torch.inference_mode(
-            False
-        ):  # of the caller, which would make weights without gradients
+        # Within a caller's block of inference mode the weights could have no gradients.
+        with torch.inference_mode(False):
             self._network = model.network.to(device)
         self._weights = self.config.sha256.get(WEIGHTS, "")
 

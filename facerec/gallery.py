@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from facerec.data.layouts import check_one_level
+from facerec.data.layouts import check_one_level, counts
 from facerec.data.names import case_notes, identity
 from facerec.data.walk import walk
-from facerec.settings import InputError
+from facerec.settings import InputError, shown
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class GalleryFiles:
 
     Attributes:
         people: (identity, image file), sorted.
-        notes: what is left out, and names to look at, in sentences.
+        notes: how many there are, what is left out, and names to look at, in sentences.
     """
 
     people: tuple[tuple[str, Path], ...]
@@ -94,9 +94,12 @@ def gallery_files(folder: Path) -> GalleryFiles:
         raise InputError(f"gallery {folder}: there is no such folder{where}")
     found = walk(folder)
     places = [PurePosixPath(path.parent.relative_to(folder).as_posix()) for path in found.images]
+    places = [PurePosixPath(*map(identity, place.parts)) for place in places]
     check_one_level(folder, places)
     people = [
-        (identity(place.as_posix() if place.parts else path.stem), path)
+        (place.as_posix() if place.parts else identity(path.stem), path)
         for place, path in zip(places, found.images, strict=True)
     ]
-    return GalleryFiles(tuple(people), (*found.left_out, *case_notes([n for n, _ in people])))
+    names = [name for name, _ in people]
+    notes = (counts(names), *found.left_out, *case_notes(names))
+    return GalleryFiles(tuple(people), tuple(f"{shown(folder.name)}: {note}" for note in notes))

@@ -325,17 +325,22 @@ def search(gallery: str | Path, probes: str | Path) -> Search:
 
 
 def _spellings(known: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    """A sentence on probes that the gallery knows by a name that is only similar: they count as strangers."""
+    """A sentence on probes whose name the gallery has in another spelling or folder: they count as strangers."""
     people = set(known)
-    similar = {fold_name(name): name for name in sorted(people)}
-    strange = [n for n in sorted(set(names) - people) if fold_name(n) in similar]
+    similar = {_leaf(name): name for name in sorted(people)}
+    strange = [name for name in sorted(set(names) - people) if _leaf(name) in similar]
     if not strange:
         return ()
-    first = f"{strange[0]}, where the gallery has {similar[fold_name(strange[0])]}"
+    first = f"{strange[0]}, where the gallery has {similar[_leaf(strange[0])]}"
     return (
-        f"{len(strange):,} people of the probes have a name that the gallery has in another spelling ({first}): they "
-        "count as strangers; where they are one person, give both one name",
+        f"names of the probes that the gallery has in another spelling or folder: {len(strange):,} (the first, "
+        f"{first}). They count as strangers; where they are one person, give both one name and place",
     )
+
+
+def _leaf(name: str) -> str:
+    """The last part of a gallery's name, as it is compared for a suggestion."""
+    return fold_name(name.rpartition("/")[2])
 
 
 def _of_store(store: Store, rows: np.ndarray, probes: np.ndarray | None = None) -> Pictures:

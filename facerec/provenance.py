@@ -50,7 +50,7 @@ def provenance(
         facts: more of it, as JSON holds it: `run_id`, `teacher`, `git_commit`, `initial_model` ...
 
     Returns:
-        {"salt", "data": {"name", "digest"}, "recipe", "train": {"people", "pictures", "name_hashes",
+        {"salt", "data": {"name", "digest", "split_version"}, "recipe", "train": {"people", "pictures", "name_hashes",
         "similar_hashes", "picture_hashes"}, "val": the same, **facts}. Hashes are sorted, so that their order tells
         nothing. Where `earlier` is of a model that knew folded names alone, its "people_hashes" go on.
     """
@@ -61,7 +61,7 @@ def provenance(
     recipe |= {
         name: Path(recipe[name]).name for name in PATHS if ":/" not in recipe.get(name, ":/")
     }
-    data = {"name": store.name, "digest": store.digest}
+    data = {"name": store.name, "digest": store.digest, "split_version": store.split_version}
     teacher = (earlier or {}).get("teacher")
     if isinstance(teacher, Mapping):
         facts = {**facts, "teacher": {**teacher, **facts.get("teacher", {})}}

@@ -168,7 +168,7 @@ class Run:
                 f"MLflow at {without_password(self.uri)}: {reason}; what is logged is kept in {path}"
             )
             return
-        say(f"MLflow at {self.uri} is back: all that was kept has been sent")
+        say(f"MLflow at {without_password(self.uri)} is back: all that was kept has been sent")
         monitor = fluent.run_id_to_system_metrics_monitor.get(self.id)
         thread = getattr(monitor, "_process", None)
         if thread is not None and not thread.is_alive():  # it gives up when a server is away
@@ -258,6 +258,7 @@ class Run:
         self.tag(
             {
                 "data.digest": store.digest,
+                "data.split_version": store.split_version,
                 "data.pictures": len(store.labels),
                 "data.people": len(store.names),
             }

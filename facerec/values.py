@@ -40,6 +40,8 @@ def read(field: FieldInfo, value: Any) -> Any:
         value = value.strip()
         if OCTAL.match(value):
             raise ValueError("a leading zero leaves open whether it is octal: leave it out")
+        if "_" in value:
+            raise ValueError("an underscore leaves open which number is meant: leave it out")
         if kind is not float:
             value = whole(value)
     return next((choice for choice in choices if canonical(choice) == value), value)
@@ -47,11 +49,14 @@ def read(field: FieldInfo, value: Any) -> Any:
 
 def whole(text: str) -> str:
     """`1e3` and `8.0` as `1000` and `8`; any other text as it is."""
-    if DECIMAL.fullmatch(text):
+    if not DECIMAL.fullmatch(text):
+        return text
+    try:
         number = Decimal(text)
-        if number.adjusted() < DIGITS and number == number.to_integral_value():
-            return str(int(number))
-    return text
+        small = number.adjusted() < DIGITS and number == number.to_integral_value()
+    except ArithmeticError:  # an exponent of twenty digits
+        return text
+    return str(int(number)) if small else text
 
 
 def kind_of(field: FieldInfo) -> Any:

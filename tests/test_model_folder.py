@@ -247,6 +247,7 @@ def store() -> SimpleNamespace:
         labels=np.array([0, 0, 1, 1, 2, 3]),
         picture_hashes=list("abcdef"),
         digest="0123456789abcdef0123",
+        split_version=2,
         name="toy",
         indices=lambda part: np.flatnonzero(parts == part),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from facerec.data.names import fold_name, identity
 from facerec.data.store import Store
 from facerec.intervals import wilson
 from facerec.leaks import leak, split_leak
@@ -250,10 +251,17 @@ def test_probes_whose_name_is_spelt_otherwise_are_strangers_and_named(tmp_path):
         path = tmp_path / name / "1.png"
         path.parent.mkdir(parents=True)
         path.write_bytes(encoded(picture(len(name))))
-    (note,) = search(tmp_path / "known", tmp_path / "probes").notes
-    assert (
-        note.startswith("1 people of the probes") and "(ann_b, where the gallery has Ann B)" in note
-    )
+    *said, note = search(tmp_path / "known", tmp_path / "probes").notes
+    assert said == ["known: 2 images of 2 people", "probes: 2 images of 2 people"]
+    assert ": 1 (the first, ann_b, where the gallery has Ann B). They count as strangers" in note
+
+
+def seen_now(name):
+    """The provenance of a model that has trained on somebody."""
+    names = {"name_hashes": identity(name), "similar_hashes": fold_name(name)}
+    train = {k: [hashlib.sha256(f"s:{v}".encode()).hexdigest()[:32]] for k, v in names.items()}
+    empty = {"name_hashes": [], "similar_hashes": [], "picture_hashes": []}
+    return {"salt": "s", "train": {**empty, **train}, "val": empty}
 
 
 def test_leaks():
@@ -272,6 +280,10 @@ def test_leaks():
     assert "tuned on 0 people (possibly: by name) and 1 pictures" in str(
         leak(provenance, pictures, None)
     )
+    other = {**seen_now("Dung"), "data": {"digest": "d"}}
+    probes = Pictures([""], ["Dũng"], ["9"], np.array([0]))
+    assert "1 people of similar names (possibly others)" in str(leak(other, probes, None))
+    assert not leak(other, probes, "d").found  # of one data set, whose names tell them apart
     unknown = leak({}, pictures, "d")
     assert unknown.found and "is open" in str(unknown)
 

@@ -182,6 +182,8 @@ def check_sweep(settings: SweepSettings) -> None:
     """Refuses what `train` takes and a study cannot."""
     check_names(settings)
     name = study_name(settings)
+    if not name.strip():
+        raise InputError("study: the name is blank; give one, or leave it out")
     if settings.storage is None and (len(name) > LONGEST_NAME or set(name) & set("/\\:\0")):
         raise InputError(
             f"study={shown(name)} names a file here: at most {LONGEST_NAME} characters, none of them / \\ :"

@@ -103,7 +103,7 @@ def run(settings: VisualizeSettings, config: str | None = None) -> None:
 
 
 def model_store(settings: PageSettings, embedder: FaceEmbedder) -> Store:
-    """The data set, cut out as the model was trained."""
+    """The data set, cut out as the model was trained, and split as then where it is the model's own."""
     config = embedder.config
     wanted = {
         "data": settings.data,
@@ -114,7 +114,11 @@ def model_store(settings: PageSettings, embedder: FaceEmbedder) -> Store:
         "align": config.align,
         "face_choice": config.face_choice,
     }
-    return open_store(validate(_ModelData, wanted, lambda key: f"model {settings.model}"))
+    store = open_store(validate(_ModelData, wanted, lambda key: f"model {settings.model}"))
+    data = embedder.provenance.get("data")
+    if isinstance(data, Mapping) and data.get("digest") == store.digest:
+        return store.split_as(2 if data.get("split_version") == 2 else 1)
+    return store
 
 
 def draw(

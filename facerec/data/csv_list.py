@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -12,12 +13,14 @@ from facerec.data.names import identity
 from facerec.data.pictures import SUFFIXES
 from facerec.settings import InputError, shown
 
-PATH_COLUMNS = (
-    *("path", "file", "filename", "file_path", "filepath", "image", "image_path", "image_id"),
-    *("picture", "photo"),
+# Words of a column's name: `person_id`, `Image Path`. A word of the last kind counts where none of the others is.
+PATHS = frozenset(
+    ("path", "file", "filename", "filepath", "image", "img", "picture", "pic", "photo")
 )
-IDENTITY_COLUMNS = ("identity", "label", "person", "name", "class", "subject")
-EITHER = "id"  # the image where there is no path, the person where there is one
+LABELS = frozenset(
+    ("identity", "label", "person", "people", "subject", "class", "celebrity", "who", "identities")
+)
+NAMES = frozenset(("name", "id"))
 Row = tuple[int, list[str]]  # line number, cells
 
 
@@ -59,54 +62,79 @@ def faces_in_csv(path: Path, columns: Columns = FOUND) -> tuple[list[tuple[Path,
 
 
 def _columns(path: Path, rows: Sequence[Row], asked: Columns) -> tuple[int, int, str, list[Row]]:
-    """Places of image and person, a sentence on it, and the rows below the heading."""
+    """Places of image and person, a sentence on it, and the rows below the heading.
+
+    Raises:
+        InputError: which columns are meant is in doubt.
+    """
     heading = [cell.strip() for cell in rows[0][1]]
-    lower = [cell.lower() for cell in heading]
-    known = any(asked) or set(lower) & {*PATH_COLUMNS, EITHER}
-    if not known and _is_path(path.parent, heading[0]):
-        if len(heading) > 2:
+    kinds = [_kind(cell) for cell in heading]
+    if not any(asked) and _is_path(path.parent, heading[0]):
+        if len(heading) != 2:
             raise InputError(
-                f"{path} has {len(heading)} columns and no heading: give it one, such as path,identity"
+                f"{path} has no heading, and {len(heading)} in its first line instead of path,identity: give it "
+                "one"
             )
         return 0, 1, "the image in column 1, the person in column 2 (no heading)", list(rows)
-    image = _column(path, lower, asked.path, PATH_COLUMNS, "path")
-    if image is None:
-        image = lower.index(EITHER) if EITHER in lower else 0
-    rest = [cell if at != image else "" for at, cell in enumerate(lower)]
-    person = _column(path, rest, asked.label, (*IDENTITY_COLUMNS, EITHER), "label")
-    if person is None:
-        if known or len(heading) != 2:
-            raise InputError(
-                f"{path}: no column of {', '.join(heading)} says who is on an image: name it with --label-column"
-            )
-        person = 1
-    note = f"the image in column {heading[image]}, the person in column {heading[person]}"
-    return image, person, note, list(rows[1:])
+    if not any(asked) and not any(kinds):
+        raise InputError(
+            f"{path}: its first line ({', '.join(heading)[:80]}) is neither a heading with a path and an identity, nor "
+            "an image and a person: say --path-column and --label-column"
+        )
+    place = {}
+    for kind, named in zip(("path", "label"), asked, strict=True):
+        place[kind] = _column(path, heading, kinds, named, kind, taken=place.get("path"))
+    title = {kind: heading[at] or f"number {at + 1}" for kind, at in place.items()}
+    note = f"the image in column {title['path']}, the person in column {title['label']}"
+    return place["path"], place["label"], note, list(rows[1:])
+
+
+def _kind(cell: str) -> str:
+    """What a column may hold by its name: `path`, `label`, `name` or `id` where it is only that, or nothing."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", cell)
+    words = {word.lower() for word in words}
+    if words & LABELS and not words & PATHS:
+        return "label"
+    if words & PATHS:
+        return "path"
+    return "id" if words == {"id"} else "label" if words & NAMES else ""
 
 
 def _column(
-    path: Path, heading: Sequence[str], asked: str | None, known: Sequence[str], kind: str
-) -> int | None:
-    """Place of the column asked for, or else of the one that is known; None without.
+    path: Path,
+    heading: Sequence[str],
+    kinds: Sequence[str],
+    asked: str | None,
+    kind: str,
+    taken: int | None,
+) -> int:
+    """Place of the column asked for, or else of the one that can be meant.
 
     Args:
-        heading: in lower case.
+        kinds: of each column, by `_kind`; an `id` is meant where there is nothing else.
         kind: `path` or `label`, as the setting is called.
+        taken: the column of paths, when one of labels is looked for.
 
     Raises:
-        InputError: there is none of that name, or several are known.
+        InputError: there is none, or there are several.
     """
     if asked is not None:
-        if asked.lower() not in heading:
+        found = [at for at, cell in enumerate(heading) if cell.lower() == asked.lower()]
+        if len(found) != 1:
+            what = f"{len(found)} columns" if found else "no column"
             there = ", ".join(filter(None, heading))
-            raise InputError(f"{path}: there is no column {asked!r}; there are {there}")
-        return heading.index(asked.lower())
-    found = [at for at, cell in enumerate(heading) if cell in known]
-    if len(found) > 1:
-        names = ", ".join(heading[at] for at in found)
-        what = "hold the path of an image" if kind == "path" else "say who is on an image"
-        raise InputError(f"{path}: {names} could each {what}: name one with --{kind}-column")
-    return found[0] if found else None
+            raise InputError(f"{path}: there is {what} {asked!r}; there are {there}")
+        return found[0]
+    for wanted in (kind, "id"):
+        found = [at for at, known in enumerate(kinds) if known == wanted and at != taken]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            break
+    what = "hold the path of an image" if kind == "path" else "say who is on an image"
+    names = ", ".join(heading[at] for at in found)
+    problem = f"{names} could each {what}" if found else f"no column is seen to {what}"
+    raise InputError(f"{path}: {problem}: name it with --{kind}-column")
 
 
 def _is_path(folder: Path, cell: str) -> bool:

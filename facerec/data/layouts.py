@@ -7,13 +7,14 @@ guessed: the folder is refused, with the ways to say what is meant.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from facerec.data.names import fold_name, identity
+from facerec.data.walk import plural
 from facerec.settings import InputError, shown
 
 LFW_FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")
@@ -51,7 +52,7 @@ def layout_of(root: Path, images: Sequence[Path], asked: str = "auto") -> Layout
             layout = known(root, images, asked)
             if layout is not None:
                 return layout
-    return _folders(root, images)
+    return _folders(root, images, asked)
 
 
 def lfw_pictures(root: Path) -> Path | None:
@@ -104,46 +105,54 @@ def _lfw(root: Path, images: Sequence[Path], asked: str) -> Layout | None:
         if not fitting or asked == "kaggle-faces":
             return None
         if strangers:
-            alone = (
-                f"--data {shown(pictures)} takes that folder alone, " if pictures != root else ""
-            )
+            beside = len(inside) == fitting
+            alone = f"--data {shown(pictures)} takes that folder alone, " if beside else ""
             raise InputError(
                 f"{root} holds {fitting:,} images of LFW in {shown(pictures.name)} and {len(strangers):,} that are not "
                 f"of it (the first, {shown(strangers[0])}): {alone}--layout folders takes every folder as a person, "
                 "--layout lfw takes LFW's folder with LFW's lists"
             )
     faces = [(path, identity(path.parent.name)) for path in inside]
-    rest = len(images) - len(inside)
-    return Layout("lfw", faces, f"LFW, {counts(faces)}{_left(rest, 'beside it')}")
+    unlisted = len({name for _, name in faces if fold_name(name) not in _lfw_people()})
+    note = f"LFW, {counts(name for _, name in faces)}"
+    note += f"; {unlisted:,} of them in none of its lists, taken for training" if unlisted else ""
+    return Layout("lfw", faces, note + _left(len(images) - len(inside), "beside it"))
 
 
 def _kaggle_faces(root: Path, images: Sequence[Path], asked: str) -> Layout | None:
     """Kaggle's "Face Recognition Dataset": the originals, or the cut-out faces if only they are there."""
     originals, cutouts, beside = _kaggle_parts(root, images)
-    fits = all(len(path.parts) == 2 for path, _ in originals) and all(
-        len(path.parts) == 1 and re.fullmatch(r".+_\d+", path.stem) for path, _ in cutouts
-    )
-    fits = fits and bool(originals or cutouts)
-    if asked == "kaggle-faces" and not fits:
+    odd = [file for path, file in originals if len(path.parts) != 2]
+    odd += [
+        file
+        for path, file in cutouts
+        if len(path.parts) != 1 or not re.fullmatch(r".+_\d+", path.stem)
+    ]
+    if asked == "kaggle-faces" and (odd or not (originals or cutouts)):
+        first = f"; {shown(odd[0])} is neither" if odd else ""
         raise InputError(
-            f"{root} is not Kaggle's Face Recognition Dataset: it has {ORIGINALS}/<Name>/<image>, or "
-            f"{CUTOUTS}/<Name>_<number>.jpg"
+            f"{root} is not Kaggle's Face Recognition Dataset: that has {ORIGINALS}/<Name>/<image>, or "
+            f"{CUTOUTS}/<Name>_<number>.jpg{first}"
         )
-    if not fits:
-        return None
-    known = originals or (root / "Dataset.csv").is_file() or (root / CUTOUTS / CUTOUTS).is_dir()
-    if asked == "auto" and (beside or not known):
-        where = ORIGINALS if originals else CUTOUTS
-        others = f" and {len(beside):,} images beside it" if beside else ""
-        raise InputError(
-            f"{root} holds the folder {where}, named as in Kaggle's Face Recognition Dataset{others}: --layout "
-            "kaggle-faces takes it for that data set alone, --layout folders takes every folder as a person"
-        )
+    flat = any(len(path.parts) == 1 for path, _ in cutouts)
+    if asked == "auto":
+        if not (any(len(path.parts) == 2 for path, _ in originals) or flat):
+            return None
+        known = originals or (root / "Dataset.csv").is_file() or (root / CUTOUTS / CUTOUTS).is_dir()
+        if odd or beside or not known:
+            where = ORIGINALS if originals else CUTOUTS
+            others = [*odd, *beside]
+            first = f" (the first, {shown(others[0])})" if others else ""
+            more = f" and {plural(others, 'image')} that do not fit{first}" if others else ""
+            raise InputError(
+                f"{root} holds the folder {where}, named as in Kaggle's Face Recognition Dataset{more}: --layout "
+                "kaggle-faces takes it for that data set alone, --layout folders takes every folder as a person"
+            )
     if originals:
         faces = [(file, identity(path.parent.name)) for path, file in originals]
     else:
         faces = [(file, identity(path.stem.rpartition("_")[0])) for path, file in cutouts]
-    note = f"Kaggle's Face Recognition Dataset, {counts(faces)}"
+    note = f"Kaggle's Face Recognition Dataset, {counts(name for _, name in faces)}"
     note += _left(len(cutouts) if originals else 0, f"cut out in {CUTOUTS}")
     return Layout("kaggle-faces", faces, note + _left(len(beside), "beside it"))
 
@@ -167,7 +176,7 @@ def _kaggle_parts(
     return parts[ORIGINALS], parts[CUTOUTS], beside
 
 
-def _folders(root: Path, images: Sequence[Path]) -> Layout:
+def _folders(root: Path, images: Sequence[Path], asked: str) -> Layout:
     """A folder per person, at any depth; train/, val/ and test/ at the top may hold the same people."""
     named = [
         (path, PurePosixPath(*map(identity, _below(root, path).parent.parts))) for path in images
@@ -192,12 +201,14 @@ def _folders(root: Path, images: Sequence[Path]) -> Layout:
                 "one person; rename one, or list the images in a CSV of path,identity"
             )
         faces.append((path, folder.name))
-    if faces and {person.lower() for person in people} <= PARTS:
+    parts = [p for p in sorted(people) if p.lower() in PARTS and len(people[p].parts) == 1]
+    if parts and asked == "auto":
         raise InputError(
-            f"{root} holds images in {', '.join(sorted(people))}/ but no folder per person: put each person's in one "
-            "folder within them"
+            f"{root} holds images in {', '.join(parts)}/ itself: put each person's in one folder within it, or, where "
+            "somebody is called so, say --layout folders"
         )
-    note = f"a folder per person, {counts(faces)}{_left(loose, 'in no folder')}"
+    people_counts = counts(name for _, name in faces)
+    note = f"a folder per person, {people_counts}{_left(loose, 'in no folder')}"
     return Layout("folders", faces, note)
 
 
@@ -217,13 +228,15 @@ def check_one_level(root: Path, folders: Sequence[PurePosixPath]) -> None:
                 )
 
 
-def counts(faces: Sequence[tuple[Path, str]]) -> str:
-    """How many images of how many people."""
-    return f"{len(faces):,} images of {len({name for _, name in faces}):,} people"
+def counts(names: Iterable[str]) -> str:
+    """How many images of how many people, from the name on each image."""
+    names = list(names)
+    people = len(set(names))
+    return f"{plural(names, 'image')} of {people:,} {'person' if people == 1 else 'people'}"
 
 
 def _left(number: int, where: str) -> str:
-    return f"; {number:,} images {where} are left out" if number else ""
+    return f"; {plural(range(number), 'image')} {where} left out" if number else ""
 
 
 def _below(root: Path, path: Path) -> PurePosixPath:

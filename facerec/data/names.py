@@ -59,11 +59,17 @@ def key_hash(key: str) -> float:
 
 
 def differing_in_case(identities: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of identities that differ in case or separators only, and so may well be one person each, sorted."""
+    """Groups of identities that look alike but for case and separators, and so may be one person each, sorted."""
     groups: dict[str, list[str]] = {}
     for name in sorted(set(identities)):
-        groups.setdefault(name_key(name), []).append(name)
+        groups.setdefault(_look(name), []).append(name)
     return [tuple(names) for names in groups.values() if len(names) > 1]
+
+
+def _look(name: str) -> str:
+    """A name as it looks: without case, separators, width and characters that nobody sees."""
+    plain = unicodedata.normalize("NFKC", name_key(name)).casefold()
+    return "".join(c for c in plain if unicodedata.category(c) != "Cf")
 
 
 def case_notes(identities: Iterable[str]) -> tuple[str, ...]:

@@ -215,7 +215,8 @@ def _from_deep_grey(image: Image.Image, kind: str | None) -> np.ndarray:
         what = "32-bit grey" if image.mode == "I" else "floating-point pixels"
         raise PictureError(f"{what}: save it with 8 or 16 bits a channel")
     undeclared = kind is None and image.mode in ("I", "F")
-    if not undeclared and 0 < grey.max() < DIMMEST_16_BITS:
+    dimmest = DEEPEST_14_BITS + 1 if kind is None else DIMMEST_16_BITS
+    if not undeclared and 0 < grey.max() < dimmest:
         raise PictureError(
             f"16-bit grey whose brightest value is {grey.max()} of 65535: almost black, or an image of fewer bits; "
             "scale it to 8 bits a channel"
@@ -241,6 +242,6 @@ def _white(grey: np.ndarray) -> int:
             return white
     known = "0 to 1, 0 to 255" if grey.dtype.kind == "f" else "0 to 255"
     raise PictureError(
-        f"grey values from {least:g} to {most:g}, which are not clearly {known} or 0 to 65535: scale them to 0 to 255 "
-        "and convert to mode L"
+        f"grey values from {least:.9g} to {most:.9g}, which are not clearly {known} or 0 to 65535: scale them to 0 "
+        "to 255 and convert to mode L"
     )

@@ -29,6 +29,7 @@ LFW_LISTS = (
     *("matchpairsDevTrain.csv", "mismatchpairsDevTrain.csv", "peopleDevTrain.csv"),
     *("matchpairsDevTest.csv", "mismatchpairsDevTest.csv", "peopleDevTest.csv"),
 )
+CSV_SUFFIXES = (".csv", ".tsv")
 ARCHIVE_SUFFIXES = (".tgz", ".tar.gz", ".tar")
 
 
@@ -98,6 +99,11 @@ def find_faces(
     Raises:
         InputError: nothing there, nothing usable in it, or who is who is in doubt.
     """
+    is_csv = Path(data).suffix.lower() in CSV_SUFFIXES
+    if any(columns) and not is_csv:
+        raise InputError(f"data={data} is no CSV: leave out --path-column and --label-column")
+    if layout != "auto" and (is_csv or data in ("demo", "lfw")):
+        raise InputError(f"data={data} is no folder: leave out --layout")
     if data == "demo":
         from facerec.data.demo import demo_faces
 
@@ -108,9 +114,9 @@ def find_faces(
     path = _existing(data)
     if path.is_dir():
         return _from_folder(path, layout, cache)
-    if path.suffix.lower() in (".csv", ".tsv"):
+    if is_csv:
         faces, note = faces_in_csv(path, columns)
-        people = counts(faces)
+        people = counts(name for _, name in faces)
         return _face_list(path.stem, path.parent, "csv", faces, (f"{note}, {people}",))
     if path.name.lower().endswith(ARCHIVE_SUFFIXES):
         return _from_archive(path, cache, layout)
@@ -170,9 +176,10 @@ def _from_folder(
 
 def _from_archive(path: Path, cache: str | os.PathLike | None, layout: str) -> FaceList:
     folder = archives.unpack(path, cache_folder(cache), LFW_LISTS)
-    read = layout_of(folder, walk(folder).images, layout)
+    found = walk(folder)
+    read = layout_of(folder, found.images, layout)
     name = "lfw" if read.name == "lfw" else path.name.partition(".")[0]
-    return _face_list(name, folder, read.name, read.faces, (read.note,))
+    return _face_list(name, folder, read.name, read.faces, (read.note, *found.left_out))
 
 
 def _face_list(

@@ -33,7 +33,7 @@ def split_by_identity(
     A name's hash below 0.15 is test, below 0.30 val, the rest train. Retrieval needs two people with two
     pictures: a part with fewer takes the next ones by hash, and says so. With fewer than six such people
     there is no test part, with fewer than four no val part either; train goes first. Names that differ in case or
-    separators only have one hash, so that somebody spelt in two ways is not on both sides; they count as two people.
+    separators only go the same way, so that somebody spelt in two ways is not on both sides.
 
     Args:
         names: the person on each picture, as often as there are pictures.
@@ -44,16 +44,19 @@ def split_by_identity(
         Each distinct name -> its part.
     """
     key = fold_name if lfw or version == 1 else name_key
-    person = fold_name if version == 1 else identity
-    hashes = {person(name): key_hash(key(name)) for name in names}
-    counts = Counter(map(person, names))
+    person = key if version == 1 else identity
+    images = Counter(map(person, names))
+    counts: dict[str, int] = {}  # of each key, the images of the one of its people who has most
+    for name in images:
+        counts[key(name)] = max(images[name], counts.get(key(name), 0))
+    hashes = {name: key_hash(name) for name in counts}
     order = sorted(counts, key=lambda name: (hashes[name], name))
     parts = _lfw_parts(order) if lfw else {name: _part(hashes[name]) for name in order}
     paired = [name for name in order if counts[name] >= 2]
     if lfw:  # the lists decide who is lowest
         paired.sort(key=lambda name: ("test", "val", "train").index(parts[name]))
     parts = _top_up(parts, paired)
-    return {name: parts[person(name)] for name in names}
+    return {name: parts[key(name)] for name in names}
 
 
 def _part(value: float) -> str:

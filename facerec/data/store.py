@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, BinaryIO, ClassVar
 
@@ -155,7 +155,7 @@ def open_store(settings: DataSettings, progress: bool = True) -> Store:
         columns = Columns(settings.path_column, settings.label_column)
         faces = find_faces(settings.data, cache, settings.layout, columns)
         if progress and faces.layout != "demo":
-            print(*faces.notes, sep="\n", file=sys.stderr)
+            _say_once(faces.root, faces.notes)
         memo_file, memo = _memo(faces, cache, settings.rebuild_store, progress)
         hashes = [memo[path][2] for path in faces.paths]
         digest = content_digest(faces.identities, hashes)
@@ -169,6 +169,12 @@ def open_store(settings: DataSettings, progress: bool = True) -> Store:
         ):  # last, so that a data set that was refused leaves no trace
             write_json(memo_file, memo)
     return _open(folder, faces, digest)
+
+
+@cache
+def _say_once(root: Path, notes: tuple[str, ...]) -> None:
+    """How a data set was read, on stderr, once a process: an evaluation opens it for every model."""
+    print(*notes, sep="\n", file=sys.stderr)
 
 
 def written(file: BinaryIO) -> tuple[int, int]:

@@ -8,7 +8,7 @@ itself, so that of two ways to a folder the real one names its people.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,23 +32,39 @@ class Walk:
     Attributes:
         images: image files, sorted.
         hidden: image files in hidden or system folders, and hidden image files, which are left out.
-        unread: sentences on links that lead nowhere or to a folder that has been read already.
+        dead: links that lead nowhere.
+        again: (link, folder): links to a folder that has been read already.
     """
 
     images: tuple[Path, ...]
     hidden: tuple[Path, ...]
-    unread: tuple[str, ...]
+    dead: tuple[Path, ...]
+    again: tuple[tuple[Path, Path], ...]
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """What is left out, in sentences."""
-        if not self.hidden:
-            return self.unread
-        first = shown(self.hidden[0])
-        return (
-            f"{len(self.hidden):,} hidden images are left out (the first, {first})",
-            *self.unread,
-        )
+        """What is left out, a sentence for each kind."""
+        said = []
+        if self.hidden:
+            first = shown(self.hidden[0])
+            said.append(f"{plural(self.hidden, 'hidden image')} left out (the first, {first})")
+        if self.dead:
+            first = shown(self.dead[0])
+            said.append(
+                f"{plural(self.dead, 'link')} left out that lead nowhere (the first, {first})"
+            )
+        if self.again:
+            first, folder = map(shown, self.again[0])
+            count = plural(self.again, "link")
+            said.append(
+                f"{count} to a folder that is read already left out (the first, {first}, to {folder})"
+            )
+        return tuple(said)
+
+
+def plural(things: Sized, name: str) -> str:
+    """How many there are: `1 image`, `2 images`."""
+    return f"{len(things):,} {name}{'' if len(things) == 1 else 's'}"
 
 
 def walk(root: Path) -> Walk:
@@ -59,14 +75,15 @@ def walk(root: Path) -> Walk:
     """
     images: list[Path] = []
     hidden: list[Path] = []
-    unread: list[str] = []
+    dead: list[Path] = []
+    again: list[tuple[Path, Path]] = []
     read: dict[tuple[int, int], Path] = {}
     folders, links = [root], []
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
         key = _key(folder)
         if key in read:
-            unread.append(f"{shown(folder)} is a link to {shown(read[key])}, which is read already")
+            again.append((folder, read[key]))
             continue
         read[key] = folder
         for entry in _entries(folder):
@@ -75,12 +92,12 @@ def walk(root: Path) -> Walk:
                 hidden += _hidden_images(entry)
             elif _is_folder(entry):
                 (links if entry.is_symlink() else folders).append(path)
+            elif entry.is_symlink() and not os.path.exists(path):
+                dead.append(path)
             elif path.suffix.lower() in SUFFIXES:
                 images.append(path)
-            elif entry.is_symlink() and not os.path.exists(path):
-                unread.append(f"{shown(path)} is a link that leads nowhere")
         links.sort()
-    return Walk(tuple(sorted(images)), tuple(sorted(hidden)), tuple(sorted(unread)))
+    return Walk(*(tuple(sorted(found)) for found in (images, hidden, dead, again)))
 
 
 def _key(folder: Path) -> tuple[int, int]:

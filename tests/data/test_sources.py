@@ -166,17 +166,27 @@ def test_what_only_resembles_a_known_data_set_is_refused(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"holds the folder Faces, named as .* --layout folders"):
         find_faces(str(flat))
     save(flat / "cyd/1.jpg", 3)
-    with pytest.raises(InputError, match=r"and 1 images beside it: --layout kaggle-faces"):
+    with pytest.raises(InputError, match=r"and 1 image that do not fit .*: --layout kaggle-faces"):
         find_faces(str(flat))
     assert set(find_faces(str(flat), layout="folders").identities) == {"Faces", "cyd"}
     known = find_faces(str(flat), layout="kaggle-faces")
-    assert set(known.identities) == {"IMG"} and "1 images beside it are left out" in known.notes[0]
+    assert set(known.identities) == {"IMG"} and "1 image beside it left out" in known.notes[0]
     people(tmp_path / "orig/Original Images", "Ann Bea")
     people(tmp_path / "orig/other", "Cyd")
-    with pytest.raises(InputError, match=r"Original Images, .* and 3 images beside it"):
+    with pytest.raises(InputError, match=r"Original Images, .* and 3 images that do not fit"):
         find_faces(str(tmp_path / "orig"))
     with pytest.raises(InputError, match="is not Kaggle's"):
         find_faces(str(tmp_path / "orig/other"), layout="kaggle-faces")
+
+
+def test_one_odd_image_makes_no_people_of_kaggles_folders(tmp_path: Path) -> None:
+    people(tmp_path / "Original Images/Original Images", "Ann Bea", 2)
+    for k in range(2):
+        save(tmp_path / f"Faces/Faces/Ann_{k}.jpg", k)
+    assert set(find_faces(str(tmp_path)).identities) == {"Ann", "Bea"}
+    save(tmp_path / "Faces/Faces/readme.png", 3)
+    with pytest.raises(InputError, match=r"1 image that do not fit \(the first, .*readme\.png\)"):
+        find_faces(str(tmp_path))
 
 
 def test_images_beside_lfw_are_not_dropped(tmp_path: Path) -> None:
@@ -188,11 +198,15 @@ def test_images_beside_lfw_are_not_dropped(tmp_path: Path) -> None:
     assert len(find_faces(str(tmp_path / "a"), layout="folders").paths) == 7
     alone = find_faces(str(tmp_path / "a"), layout="lfw")
     assert len(alone.paths) == 4 and alone.notes == (
-        "lfw: LFW, 4 images of 2 people; 3 images beside it are left out",
+        "lfw: LFW, 4 images of 2 people; 3 images beside it left out",
     )
     for k in (1, 2):  # named like LFW's, but nobody of LFW's 5,749 people
         save(tmp_path / f"b/lfw/Ann_A/Ann_A_000{k}.jpg", k)
     people(tmp_path / "b/other", "cyd")
+    save(pictures / "Ann_A/Ann_A_0001.jpg", 1)
+    with pytest.raises(InputError, match=r"1 that are not of it .*jpg\): --layout folders takes"):
+        find_faces(str(pictures))  # --data would not help
+    assert "1 of them in none of its lists" in find_faces(str(pictures), layout="lfw").notes[0]
     own = find_faces(str(tmp_path / "b"))
     assert (own.layout, set(own.identities)) == ("folders", {"Ann_A", "cyd"})
     lfw_tree(tmp_path / "c/lfw_funneled"), lfw_tree(tmp_path / "c/lfw-deepfunneled")
@@ -208,14 +222,21 @@ def test_an_archive_beside_images_is_in_doubt(tmp_path: Path) -> None:
     assert len(find_faces(str(tmp_path), layout="folders").paths) == 6
 
 
+def test_what_is_hidden_in_an_archive_is_said(tmp_path: Path) -> None:
+    members = {f"{name}.jpg": b"x" for name in ("ann/1", "ann/.ipynb_checkpoints/1", "bea/1")}
+    faces = find_faces(str(archive(tmp_path / "faces.tgz", members)), tmp_path / "cache")
+    assert len(faces.paths) == 2 and "1 hidden image left out" in faces.notes[1]
+
+
 def test_folders_that_are_in_doubt(tmp_path: Path) -> None:
     people(tmp_path / "a", "Ann Bea")
     save(tmp_path / "a/Ann/2019/1.png", 1)
     with pytest.raises(InputError, match="Ann holds images and the folder Ann/2019 with more"):
         find_faces(str(tmp_path / "a"))
-    people(tmp_path / "b", "train test")
-    with pytest.raises(InputError, match="images in test, train/ but no folder per person"):
+    people(tmp_path / "b", "train test Bea")
+    with pytest.raises(InputError, match=r"images in test, train/ itself: .* --layout folders"):
         find_faces(str(tmp_path / "b"))
+    assert len(set(find_faces(str(tmp_path / "b"), layout="folders").identities)) == 3
 
 
 def test_one_person_in_two_forms_of_unicode_is_one(tmp_path: Path) -> None:
@@ -239,8 +260,28 @@ def test_columns_of_a_csv_are_chosen_or_named(tmp_path: Path) -> None:
     assert faces.notes == (
         "faces: the image in column path, the person in column Subject, 3 images of 2 people",
     )
-    with pytest.raises(InputError, match="no column 'name'; there are class, subject"):
+    with pytest.raises(InputError, match="no column 'name'; there are path, class, Subject"):
         find_faces(str(sheet), columns=Columns(label="name"))
+    for heading in ("class,person_id", "label,PersonName", "label,class"):
+        sheet.write_text(f"path,{heading}\na.png,m,Ann\n")
+        with pytest.raises(InputError, match=r"could each say who .* --label-column"):
+            find_faces(str(sheet))
+    sheet.write_text("id,path,name\n7,a.png,Ann\n")
+    assert find_faces(str(sheet)).identities == ("Ann",)
+    for text in ("img,gender\na.png,m\n", ",img,age\n1,a.png,7\n"):
+        sheet.write_text(text)
+        with pytest.raises(InputError, match=r"no column is seen to say who .* --label-column"):
+            find_faces(str(sheet))
+    sheet.write_text("a,Ann\nb,Bob\n")  # images without suffix, or a heading?
+    with pytest.raises(InputError, match=r"neither a heading .* --path-column and --label-column"):
+        find_faces(str(sheet))
+    sheet.write_text("path,label,label\na.png,m,Ann\n")
+    with pytest.raises(InputError, match="2 columns 'label'"):
+        find_faces(str(sheet), columns=Columns(label="label"))
+    with pytest.raises(InputError, match="is no CSV: leave out --path-column"):
+        find_faces(str(tmp_path), columns=Columns(label="label"))
+    with pytest.raises(InputError, match="is no folder: leave out --layout"):
+        find_faces(str(sheet), layout="folders")
     sheet.write_text("img,who\na.png,Ann\n")
     assert find_faces(str(sheet)).identities == ("Ann",)
     sheet.write_text("a.png,Ann\nb.png,Bob\n")
@@ -261,13 +302,13 @@ def test_csv(tmp_path: Path) -> None:
         ("../../etc/passwd,Ann\n", r"leaves its folder by `..`"),
         ("pics\\..\\..\\x.png,Ann\n", r"leaves its folder"),
         ("http://x.org/a.png,Ann\n", "no path"),
-        ("pics/x/0.png\n", "line 1"),
+        ("pics/x/0.png\n", "no heading, and 1 in its first line"),
         ("pics/x/0.png,Ann\npics/x/0.png,Bob\n", "line 2"),
         ("", "empty"),
         ("path,photo\na.png,b.png\n", "path, photo could each hold the path .* --path-column"),
         ("path,class,subject\na.png,m,1\n", "class, subject could each say .* --label-column"),
-        ("path,age\na.png,7\n", "no column of path, age says who"),
-        ("a.png,m,Ann\n", "3 columns and no heading"),
+        ("path,age\na.png,7\n", "no column is seen to say who .* --label-column"),
+        ("a.png,m,Ann\n", "no heading, and 3 in its first line"),
     ):
         sheet.write_text(text)
         with pytest.raises(InputError, match=complaint):

@@ -36,7 +36,7 @@ def test_what_systems_leave_behind_is_left_out_and_said(tmp_path: Path) -> None:
     assert [str(path.relative_to(tmp_path)) for path in found.hidden] == [
         *(".git/x.png", "@eaDir/ann/1.png", "ann/.2.png", "ann/.ipynb_checkpoints/1.png"),
     ]
-    assert found.left_out[0].startswith("4 hidden images are left out (the first,")
+    assert found.left_out[0].startswith("4 hidden images left out (the first,")
 
 
 def test_links_are_followed_once_and_after_the_tree_itself(tmp_path: Path) -> None:
@@ -46,14 +46,18 @@ def test_links_are_followed_once_and_after_the_tree_itself(tmp_path: Path) -> No
     (tmp_path / "root/aaa").symlink_to(tmp_path / "root/ann")
     (tmp_path / "root/circle").symlink_to(tmp_path / "root")
     (tmp_path / "root/gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "root/ann/2.png").symlink_to(tmp_path / "nowhere")
     found = walk(tmp_path / "root")
     assert [str(path.relative_to(tmp_path / "root")) for path in found.images] == [
         "ann/1.png",
         "bea/1.png",
     ]
-    assert [text.split(" is a link ")[0].rpartition("/")[2] for text in found.unread] == [
-        *("aaa", "circle", "gone"),
-    ]
+    assert found.again == (
+        (tmp_path / "root/aaa", tmp_path / "root/ann"),
+        (tmp_path / "root/circle", tmp_path / "root"),
+    )
+    assert found.dead == (tmp_path / "root/ann/2.png", tmp_path / "root/gone")
+    assert found.left_out[0].startswith("2 links left out that lead nowhere (the first,")
 
 
 def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch) -> None:
