@@ -19,7 +19,7 @@ from facerec.intervals import Figure
 from facerec.metrics import retrieval
 from facerec.protocols import identities
 from facerec.settings import InputError
-from facerec.tables import as_metrics, brief, in_words
+from facerec.tables import as_metrics, brief, in_words, metric_name
 from tests.models import make_model, picture, seen
 from tests.test_plots import Reader
 
@@ -91,6 +91,42 @@ def test_people_of_a_data_set(tmp_path, people, capsys):
     # All people were asked for, and the reference lines have learnt from some of them.
     assert "Fisherfaces: of these 8 people and 24 pictures it was trained on 4 people" in page
     assert "Fisherfaces (leak)" in said and "one (leak)" not in said
+
+
+def test_a_console_that_is_gone_costs_no_result(tmp_path, people, monkeypatch):
+    def gone(text: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(evaluate, "answer", gone)
+    make_model(tmp_path / "one", image_size=32)
+    with pytest.raises(BrokenPipeError):
+        evaluate.run(settings(tmp_path, people, references=False))
+    run, _, content = logged()
+    assert run.info.status == "FINISHED" and "test/map_at_r" in run.data.metrics and content
+
+
+def test_a_result_that_mlflow_does_not_take_is_shown_all_the_same(
+    tmp_path, people, monkeypatch, capsys
+):
+    def refuse(*arguments: object) -> None:
+        raise InputError("refused")
+
+    monkeypatch.setattr(evaluate, "log", refuse)
+    make_model(tmp_path / "one", image_size=32)
+    with pytest.raises(InputError, match="refused"):
+        evaluate.run(settings(tmp_path, people, references=False))
+    assert "Recall@1" in capsys.readouterr().out
+
+
+def test_two_models_have_two_names_in_mlflow_and_none_is_too_long(tmp_path):
+    folders = ["a b", "a_b", "x" * 200, ".a"]
+    for folder in folders:
+        make_model(tmp_path / folder, image_size=32)
+    models = ",".join(str(tmp_path / folder) for folder in folders)
+    found = evaluate.load(evaluate.EvaluateSettings(model=models))
+    names = [metric_name(name) for name in found]
+    assert names == ["a_b", "a_b_2", "x" * 100, "a"]
+    assert metric_name("..") == "model"
 
 
 def test_too_many_pictures_for_raw_pixels_are_told(tmp_path, people, monkeypatch, capsys):
