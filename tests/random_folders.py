@@ -122,9 +122,6 @@ def litter(root: Path, chance: random.Random, made: Folders) -> None:
         (root / "~loose.jpg").write_bytes(b"image")
         made.gallery["~loose"] += 1
         made.in_doubt |= (root / "Original Images").exists()  # Kaggle's set, and more?
-    if chance.random() < 0.1:
-        (root / "~somebody").mkdir()
-        (root / "~somebody/1.jpg").symlink_to(root / "not there either")
 
 
 def check(folder: Path, chance: random.Random) -> None:

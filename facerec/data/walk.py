@@ -30,9 +30,9 @@ class Walk:
     """What lies below a folder.
 
     Attributes:
-        images: image files, sorted.
+        images: image files, sorted; a link to an image that is gone is among them, to be skipped with that reason.
         hidden: image files in hidden or system folders, and hidden image files, which are left out.
-        dead: links that lead nowhere.
+        dead: other links that lead nowhere, maybe to a person's folder.
         again: (link, folder): links to a folder that has been read already.
     """
 
@@ -51,7 +51,7 @@ class Walk:
         if self.dead:
             first = shown(self.dead[0])
             said.append(
-                f"{plural(self.dead, 'link')} left out that lead nowhere (the first, {first})"
+                f"{plural(self.dead, 'link')} to nowhere left out (the first, {first})"
             )
         if self.again:
             first, folder = map(shown, self.again[0])
@@ -92,10 +92,10 @@ def walk(root: Path) -> Walk:
                 hidden += _hidden_images(entry)
             elif _is_folder(entry):
                 (links if entry.is_symlink() else folders).append(path)
-            elif entry.is_symlink() and not os.path.exists(path):
-                dead.append(path)
             elif path.suffix.lower() in SUFFIXES:
                 images.append(path)
+            elif entry.is_symlink() and not os.path.exists(path):
+                dead.append(path)
         links.sort()
     return Walk(*(tuple(sorted(found)) for found in (images, hidden, dead, again)))
 
