@@ -59,7 +59,7 @@ class Resumed(NamedTuple):
         if digest != store.digest:
             raise InputError(
                 f"run {self.run_id} was trained on data with digest {str(digest)[:12]}, and {store.name} now has "
-                f"{store.digest[:12]}: its pictures have changed; bring them back, or start a new run"
+                f"{store.digest[:12]}: its images or names have changed; bring them back, or start a new run"
             )
 
     def check_ranks(self, ranks: int) -> None:

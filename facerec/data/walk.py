@@ -50,9 +50,7 @@ class Walk:
             said.append(f"{plural(self.hidden, 'hidden image')} left out (the first, {first})")
         if self.dead:
             first = shown(self.dead[0])
-            said.append(
-                f"{plural(self.dead, 'link')} to nowhere left out (the first, {first})"
-            )
+            said.append(f"{plural(self.dead, 'link')} to nowhere left out (the first, {first})")
         if self.again:
             first, folder = map(shown, self.again[0])
             count = plural(self.again, "link")
