@@ -23,7 +23,6 @@ RULES = {
     "experiment": "_validate_experiment_name",
     "register": "_validate_model_name",
     "name": "_validate_model_name",
-    "alias": "_validate_model_alias_name",
 }
 
 

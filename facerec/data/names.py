@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from facerec.settings import as_utf8
+from facerec.settings import as_utf8, shown
 
 SEPARATORS = re.compile(r"[\s_.,'’-]+")
 
@@ -79,6 +79,6 @@ def case_notes(identities: Iterable[str]) -> tuple[str, ...]:
         return ()
     more = f", and {len(alike) - 1:,} more such names" if len(alike) > 1 else ""
     return (
-        f"{' and '.join(alike[0])}{more} differ in case or separators only and are taken for different people: where "
-        "they are one person, give them one name",
+        f"{' and '.join(map(shown, alike[0]))}{more} look alike and are taken for different people: where they are one "
+        "person, give them one name",
     )
