@@ -353,14 +353,22 @@ def test_load_and_embed_do_not_depend_on_global_state(
     folders: list[Path], state: Callable[[], AbstractContextManager]
 ) -> None:
     faces = [picture(1), encoded(picture(2))]
-    expected = [FaceEmbedder.load(f, "cpu").embed(faces, flip=True).tobytes() for f in folders]
+    plain = [FaceEmbedder.load(folder, "cpu") for folder in folders]
+    expected = [embedder.embed(faces, flip=True) for embedder in plain]
     before = torch.get_rng_state()
     with state():
         embedders = [FaceEmbedder.load(folder, "cpu") for folder in folders]
-        assert [e.embed(faces, flip=True).tobytes() for e in embedders] == expected
+        found = [embedder.embed(faces, flip=True) for embedder in embedders]
         cut = embedders[0].faces(faces)
         cut.flags.writeable = False  # as the faces of a store are
-        assert embedders[0].embed_faces(cut, flip=True).tobytes() == expected[0]
+        found.append(embedders[0].embed_faces(cut, flip=True))
+    for one, other in zip(found, [*expected, expected[0]], strict=True):
+        assert one.dtype == np.float32
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+    for one, other in zip(plain, embedders, strict=True):
+        weights = other.network.state_dict()
+        for name, tensor in one.network.state_dict().items():
+            assert weights[name].dtype == tensor.dtype and torch.equal(weights[name], tensor), name
     assert torch.equal(torch.get_rng_state(), before)  # loading draws no weights
     pixels = torch.zeros(2, 3, 16, 16)
     for embedder in embedders:  # of inference mode, they could not be trained
