@@ -320,7 +320,10 @@ def search(gallery: str | Path, probes: str | Path) -> Search:
         np.flatnonzero(~is_known),
     )
     title = f"{Path(probes).name} searched in {Path(gallery).name}"
-    notes = (*found[0].notes, *found[1].notes, *_spellings(names[: len(files[0])], names))
+    copies = len(files[1]) - len(kept)
+    known_already = f"{copies:,} of the probes are images of the gallery, by content, and left out"
+    notes = (*found[0].notes, *found[1].notes, *([known_already] if copies else []))
+    notes = (*notes, *_spellings(names[: len(files[0])], names))
     return Search(pictures, np.array(names), is_known, title, notes)
 
 

@@ -207,6 +207,7 @@ def test_search_leaves_out_what_the_gallery_holds(tmp_path):
         "ann",
     ]  # the second probe is Ann's own picture
     assert protocol.known.tolist() == [True, True, False]
+    assert protocol.notes[-1].startswith("1 of the probes are images of the gallery, by content")
     found = protocol.measure(at(0, 90, 50), every(protocol), None).figures
     assert (found["rate_at_rank_1"].value, found["rate_at_rank_5"].value) == (0, 1)
     assert str(found["tpir_at_fpir_1e-1"]) == "not measurable: 1 unmated searches"

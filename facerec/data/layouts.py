@@ -98,14 +98,14 @@ def _lfw(root: Path, images: Sequence[Path], asked: str) -> Layout | None:
         if asked == "lfw":
             raise InputError(f"{root} holds none of LFW's folders {', '.join(LFW_FOLDERS)}")
         return None
-    inside = [path for path in images if path.is_relative_to(pictures)]
+    inside = [path for path in images if path.parent.parent == pictures]
     strangers = [path for path in images if not _is_lfw(_below(pictures, path))]
     fitting = len(images) - len(strangers)
     if asked != "lfw":
         if not fitting or asked == "kaggle-faces":
             return None
         if strangers:
-            beside = len(inside) == fitting
+            beside = all(not path.is_relative_to(pictures) for path in strangers)
             alone = f"--data {shown(pictures)} takes that folder alone, " if beside else ""
             raise InputError(
                 f"{root} holds {fitting:,} images of LFW in {shown(pictures.name)} and {len(strangers):,} that are not "
@@ -116,7 +116,9 @@ def _lfw(root: Path, images: Sequence[Path], asked: str) -> Layout | None:
     unlisted = len({name for _, name in faces if fold_name(name) not in _lfw_people()})
     note = f"LFW, {counts(name for _, name in faces)}"
     note += f"; {unlisted:,} of them in none of its lists, taken for training" if unlisted else ""
-    return Layout("lfw", faces, note + _left(len(images) - len(inside), "beside it"))
+    return Layout(
+        "lfw", faces, note + _left(len(images) - len(inside), "outside its person folders")
+    )
 
 
 def _kaggle_faces(root: Path, images: Sequence[Path], asked: str) -> Layout | None:

@@ -198,7 +198,7 @@ def test_images_beside_lfw_are_not_dropped(tmp_path: Path) -> None:
     assert len(find_faces(str(tmp_path / "a"), layout="folders").paths) == 7
     alone = find_faces(str(tmp_path / "a"), layout="lfw")
     assert len(alone.paths) == 4 and alone.notes == (
-        "lfw: LFW, 4 images of 2 people; 3 images beside it left out",
+        "lfw: LFW, 4 images of 2 people; 3 images outside its person folders left out",
     )
     for k in (1, 2):  # named like LFW's, but nobody of LFW's 5,749 people
         save(tmp_path / f"b/lfw/Ann_A/Ann_A_000{k}.jpg", k)
