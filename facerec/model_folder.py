@@ -240,34 +240,30 @@ def _checked(folder: Path, name: str, limit: int, config: ModelConfig) -> bytes:
     return data
 
 
-class _Blank(TorchFunctionMode):
-    """Builds a network whose weights come from a file.
+class _Apart(TorchFunctionMode):
+    """Builds a network whose weights come from a file, apart from whoever trains in this process, in any thread.
 
-    None are drawn: that would move the random numbers of whoever trains, in any thread. A network that is larger than
-    its weights file is stopped.
+    What it draws comes from a generator of its own: the global random numbers stay where they are. A network that is
+    larger than its weights file is stopped.
     """
 
-    factories = frozenset({torch.empty, torch.zeros, torch.ones, torch.tensor})
-    drawn = frozenset({torch.rand, torch.randn})
-    fillers = frozenset(
-        {
-            nn.init.uniform_,
-            nn.init.normal_,
-            nn.init.kaiming_uniform_,
-            Tensor.uniform_,
-            Tensor.normal_,
-        }
+    factories = frozenset(
+        {torch.empty, torch.randn, torch.rand, torch.zeros, torch.ones, torch.tensor}
+    )
+    drawing = frozenset(
+        {torch.rand, torch.randn, Tensor.uniform_, Tensor.normal_}
+        | {nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_}
     )
 
     def __init__(self, limit: int) -> None:
         super().__init__()
         self.left = limit
+        self.generator = torch.Generator("cpu")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in self.fillers:
-            return args[0] if args else kwargs["tensor"]
-        func = torch.zeros if func in self.drawn else func
+        kwargs = dict(kwargs or {})
+        if func in self.drawing and kwargs.get("generator") is None:
+            kwargs["generator"] = self.generator
         result = func(*args, **kwargs)
         if func in self.factories:
             self.left -= result.nbytes
@@ -277,9 +273,9 @@ class _Blank(TorchFunctionMode):
 
 
 def _build(folder: Path, config: ModelConfig, weights_bytes: int) -> nn.Module:
-    """The configured network without weights, if it can have come from a file of that size."""
+    """The configured network with fresh weights, if it can have come from a file of that size."""
     try:
-        with _Blank(4 * weights_bytes + 2**20):
+        with _Apart(4 * weights_bytes + 2**20):
             return build_network(config.network, config.image_size)
     except (InputError, ValueError, RuntimeError, AssertionError, TypeError, MemoryError) as error:
         raise InputError(f"{folder / CONFIG}: {one_line(error)[:300]}") from None
