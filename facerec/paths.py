@@ -45,7 +45,7 @@ def written(path: str) -> str:
     """As `located`, of a file that is to be written, whatever there is in the project."""
     place = expanded(path) if path else Path(path)
     launch = launch_folder() if path and not place.is_absolute() else None
-    if launch is not None:
+    if launch not in (None, Path.cwd()):
         return str(launch / place)
     return path if place == Path(path) else str(place)
 
