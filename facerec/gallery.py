@@ -6,11 +6,11 @@ Axes: G gallery, E embedding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from facerec.data.layouts import check_one_level, counts
+from facerec.data.layouts import counts, person_folders
 from facerec.data.names import case_notes, identity
 from facerec.data.walk import walk
 from facerec.settings import InputError, shown
@@ -93,13 +93,12 @@ def gallery_files(folder: Path) -> GalleryFiles:
         where = "" if folder.is_absolute() else f" in {Path.cwd()}"
         raise InputError(f"gallery {folder}: there is no such folder{where}")
     found = walk(folder)
-    places = [PurePosixPath(path.parent.relative_to(folder).as_posix()) for path in found.images]
-    places = [PurePosixPath(*map(identity, place.parts)) for place in places]
-    check_one_level(folder, places)
+    places = person_folders(folder, found.images)
     people = [
         (place.as_posix() if place.parts else identity(path.stem), path)
         for place, path in zip(places, found.images, strict=True)
     ]
     names = [name for name, _ in people]
     notes = (counts(names), *found.left_out, *case_notes(names))
-    return GalleryFiles(tuple(people), tuple(f"{shown(folder.name)}: {note}" for note in notes))
+    title = shown(folder.resolve().name)
+    return GalleryFiles(tuple(people), tuple(f"{title}: {note}" for note in notes))

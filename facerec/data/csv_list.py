@@ -90,9 +90,8 @@ def _columns(path: Path, rows: Sequence[Row], asked: Columns) -> tuple[int, int,
 
 
 def _kind(cell: str) -> str:
-    """What a column may hold by its name: `path`, `label`, `name` or `id` where it is only that, or nothing."""
-    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", cell)
-    words = {word.lower() for word in words}
+    """What a column may hold by its name: `path`, `label`, `id` where it is only that, or nothing."""
+    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", cell)}
     if words & LABELS and not words & PATHS:
         return "label"
     if words & PATHS:

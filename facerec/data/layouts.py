@@ -18,6 +18,7 @@ from facerec.data.walk import plural
 from facerec.settings import InputError, shown
 
 LFW_FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")
+LFW_FILE = re.compile(r"(.+)_\d{4}\.jpg")
 ORIGINALS, CUTOUTS = "Original Images", "Faces"
 PARTS = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"}
 
@@ -79,17 +80,23 @@ def _lfw_people() -> frozenset[str]:
     return frozenset(fold_name(name) for part in ("train", "test") for name in lfw_list(part))
 
 
+@cache
+def _in_lfw(name: str) -> bool:
+    """Whether somebody is one of LFW's 5,749 people."""
+    return fold_name(name) in _lfw_people()
+
+
 def _holds_lfw_people(folder: Path) -> bool:
     """Whether an image stands as Name/Name_0001.jpg."""
     people = (path for path in folder.iterdir() if path.is_dir())
     return any((person / f"{person.name}_0001.jpg").is_file() for person in people)
 
 
-def _is_lfw(path: PurePosixPath) -> bool:
-    """Whether a path below LFW's pictures is one of them: Name/Name_0001.jpg, of one of LFW's 5,749 people."""
+def _is_lfw(path: Path) -> bool:
+    """Whether a file is named as LFW's are, Name/Name_0001.jpg, after one of its people."""
     name = path.parent.name
-    numbered = re.fullmatch(re.escape(name) + r"_\d{4}\.jpg", path.name)
-    return bool(len(path.parts) == 2 and numbered and fold_name(name) in _lfw_people())
+    numbered = LFW_FILE.fullmatch(path.name)
+    return bool(numbered and numbered[1] == name and _in_lfw(name))
 
 
 def _lfw(root: Path, images: Sequence[Path], asked: str) -> Layout | None:
@@ -99,21 +106,21 @@ def _lfw(root: Path, images: Sequence[Path], asked: str) -> Layout | None:
             raise InputError(f"{root} holds none of LFW's folders {', '.join(LFW_FOLDERS)}")
         return None
     inside = [path for path in images if path.parent.parent == pictures]
-    strangers = [path for path in images if not _is_lfw(_below(pictures, path))]
-    fitting = len(images) - len(strangers)
+    fits = {path for path in inside if _is_lfw(path)}
+    strangers = [path for path in images if path not in fits]
     if asked != "lfw":
-        if not fitting or asked == "kaggle-faces":
+        if not fits or asked == "kaggle-faces":
             return None
         if strangers:
             beside = all(not path.is_relative_to(pictures) for path in strangers)
             alone = f"--data {shown(pictures)} takes that folder alone, " if beside else ""
             raise InputError(
-                f"{root} holds {fitting:,} images of LFW in {shown(pictures.name)} and {len(strangers):,} that are not "
-                f"of it (the first, {shown(strangers[0])}): {alone}--layout folders takes every folder as a person, "
-                "--layout lfw takes LFW's folder with LFW's lists"
+                f"{root} holds {len(fits):,} images of LFW in {shown(pictures.name)} and {len(strangers):,} that are "
+                f"not of it (the first, {shown(strangers[0])}): {alone}--layout folders takes every folder as a "
+                "person, --layout lfw takes LFW's folder with LFW's lists"
             )
     faces = [(path, identity(path.parent.name)) for path in inside]
-    unlisted = len({name for _, name in faces if fold_name(name) not in _lfw_people()})
+    unlisted = len({name for _, name in faces if not _in_lfw(name)})
     note = f"LFW, {counts(name for _, name in faces)}"
     note += f"; {unlisted:,} of them in none of its lists, taken for training" if unlisted else ""
     return Layout(
@@ -166,7 +173,7 @@ def _kaggle_parts(
     parts: dict[str, list[tuple[PurePosixPath, Path]]] = {ORIGINALS: [], CUTOUTS: []}
     beside = []
     for file in images:
-        path = _below(root, file)
+        path = PurePosixPath(file.relative_to(root).as_posix())
         part = path.parts[0]
         if part not in parts or len(path.parts) == 1:
             beside.append(file)
@@ -180,18 +187,15 @@ def _kaggle_parts(
 
 def _folders(root: Path, images: Sequence[Path], asked: str) -> Layout:
     """A folder per person, at any depth; train/, val/ and test/ at the top may hold the same people."""
-    named = [
-        (path, PurePosixPath(*map(identity, _below(root, path).parent.parts))) for path in images
-    ]
-    loose = sum(not folder.parts for _, folder in named)
-    if loose and loose == len(named):
+    folders = person_folders(root, images)
+    loose = sum(not folder.parts for folder in folders)
+    if loose and loose == len(images):
         raise InputError(
             f"{root} holds images but no folder per person: put each person's in one folder"
         )
-    check_one_level(root, [folder for _, folder in named])
     people: dict[str, PurePosixPath] = {}  # identity -> its folder below the parts
     faces = []
-    for path, folder in named:
+    for path, folder in zip(images, folders, strict=True):
         if not folder.parts:
             continue
         if len(folder.parts) > 1 and folder.parts[0].lower() in PARTS:
@@ -214,20 +218,25 @@ def _folders(root: Path, images: Sequence[Path], asked: str) -> Layout:
     return Layout("folders", faces, note)
 
 
-def check_one_level(root: Path, folders: Sequence[PurePosixPath]) -> None:
-    """Refuse a person's folder that holds folders of images beside images: whose those are is unclear.
+def person_folders(root: Path, images: Sequence[Path]) -> list[PurePosixPath]:
+    """The folder of each image below `root`, its parts spelt as identities are; `.` for an image of the root itself.
 
-    Args:
-        folders: of each image, below `root`; images of the root itself may lie beside folders.
+    Raises:
+        InputError: a folder holds images, and folders with more: whose those are is unclear.
     """
-    own = set(folders)
-    for folder in own:
+    own = {path.parent for path in images}
+    spelt = {
+        folder: PurePosixPath(*map(identity, folder.relative_to(root).parts)) for folder in own
+    }
+    places = set(spelt.values())
+    for folder in places:
         for above in folder.parents:
-            if above.parts and above in own:
+            if above.parts and above in places:
                 raise InputError(
                     f"{root}: {shown(above)} holds images and the folder {shown(folder)} with more, so who is on those "
                     "is unclear: put all images of a person in one folder"
                 )
+    return [spelt[path.parent] for path in images]
 
 
 def counts(names: Iterable[str]) -> str:
@@ -239,8 +248,3 @@ def counts(names: Iterable[str]) -> str:
 
 def _left(number: int, where: str) -> str:
     return f"; {plural(range(number), 'image')} {where} left out" if number else ""
-
-
-def _below(root: Path, path: Path) -> PurePosixPath:
-    """A path within a folder; one that is elsewhere as it is."""
-    return PurePosixPath((path.relative_to(root) if path.is_relative_to(root) else path).as_posix())

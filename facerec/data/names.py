@@ -58,23 +58,12 @@ def key_hash(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
-def differing_in_case(identities: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of identities that look alike but for case and separators, and so may be one person each, sorted."""
+def case_notes(identities: Iterable[str]) -> tuple[str, ...]:
+    """A sentence where names look alike: nobody else knows whether they are one person."""
     groups: dict[str, list[str]] = {}
     for name in sorted(set(identities)):
         groups.setdefault(_look(name), []).append(name)
-    return [tuple(names) for names in groups.values() if len(names) > 1]
-
-
-def _look(name: str) -> str:
-    """A name as it looks: without case, separators, width and characters that nobody sees."""
-    plain = unicodedata.normalize("NFKC", name_key(name)).casefold()
-    return "".join(c for c in plain if unicodedata.category(c) != "Cf")
-
-
-def case_notes(identities: Iterable[str]) -> tuple[str, ...]:
-    """A sentence where names differ in case or separators only: nobody else knows whether they are one person."""
-    alike = differing_in_case(identities)
+    alike = [names for names in groups.values() if len(names) > 1]
     if not alike:
         return ()
     more = f", and {len(alike) - 1:,} more such names" if len(alike) > 1 else ""
@@ -82,3 +71,9 @@ def case_notes(identities: Iterable[str]) -> tuple[str, ...]:
         f"{' and '.join(map(shown, alike[0]))}{more} look alike and are taken for different people: where they are one "
         "person, give them one name",
     )
+
+
+def _look(name: str) -> str:
+    """A name as it looks: without case, separators, width and characters that nobody sees."""
+    plain = unicodedata.normalize("NFKC", name_key(name)).casefold()
+    return "".join(c for c in plain if unicodedata.category(c) != "Cf")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -19,7 +19,7 @@ from facerec.data import archives
 from facerec.data.csv_list import FOUND, Columns, faces_in_csv
 from facerec.data.layouts import counts, layout_of
 from facerec.data.names import case_notes
-from facerec.data.walk import walk
+from facerec.data.walk import Walk, walk
 from facerec.settings import InputError, Settings, as_utf8, expanded, shown
 
 LFW_ARCHIVES = ("lfw-funneled.tgz", "lfw-deepfunneled.tgz", "lfw.tgz")
@@ -49,6 +49,9 @@ class LayoutSettings(Settings):
     label_column: str | None = Field(
         None, min_length=1, description="Column of a CSV that says who is on an image."
     )
+
+
+WHICH_DATA = ("data", *LayoutSettings.model_fields)  # settings that say what is read, and how
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,8 @@ def find_faces(
     if data == "demo":
         from facerec.data.demo import demo_faces
 
-        root = demo_faces(cache_folder(cache))
-        return _from_folder(root, "folders", name="demo", kind="demo")
+        faces = _from_folder(demo_faces(cache_folder(cache)), "folders")
+        return replace(faces, name="demo", layout="demo")
     if data == "lfw":
         return _from_folder(archives.fetch_lfw(), "lfw")
     path = _existing(data)
@@ -148,38 +151,29 @@ def _existing(data: str) -> Path:
     raise InputError(f"data={data} was not found{where}{hint}.")
 
 
-def _from_folder(
-    root: Path,
-    layout: str,
-    cache: str | os.PathLike | None = None,
-    name: str | None = None,
-    kind: str | None = None,
-) -> FaceList:
-    """The faces of a folder.
-
-    Args:
-        name, kind: what to call the data set and its layout, instead of what they are found to be.
-    """
+def _from_folder(root: Path, layout: str, cache: str | os.PathLike | None = None) -> FaceList:
     found = walk(root)
     archive = next((root / name for name in LFW_ARCHIVES if (root / name).is_file()), None)
     if archive and not found.images:
         return _from_archive(archive, cache, layout)
-    read = layout_of(root, found.images, layout)
-    if archive and read.name != "lfw" and layout == "auto":
+    faces = _from_walk(root, root.name, found, layout)
+    if archive and faces.layout != "lfw" and layout == "auto":
         raise InputError(
             f"{root} holds {len(found.images):,} images and the archive {archive.name}: --data {shown(archive)} takes "
             "the archive, --layout folders takes every folder as a person"
         )
-    name = name or ("lfw" if read.name == "lfw" else root.name)
-    return _face_list(name, root, kind or read.name, read.faces, (read.note, *found.left_out))
+    return faces
 
 
 def _from_archive(path: Path, cache: str | os.PathLike | None, layout: str) -> FaceList:
     folder = archives.unpack(path, cache_folder(cache), LFW_LISTS)
-    found = walk(folder)
-    read = layout_of(folder, found.images, layout)
-    name = "lfw" if read.name == "lfw" else path.name.partition(".")[0]
-    return _face_list(name, folder, read.name, read.faces, (read.note, *found.left_out))
+    return _from_walk(folder, path.name.partition(".")[0], walk(folder), layout)
+
+
+def _from_walk(root: Path, name: str, found: Walk, layout: str) -> FaceList:
+    read = layout_of(root, found.images, layout)
+    name = "lfw" if read.name == "lfw" else name
+    return _face_list(name, root, read.name, read.faces, (read.note, *found.left_out))
 
 
 def _face_list(
