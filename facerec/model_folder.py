@@ -16,7 +16,6 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import shutil
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -30,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from facerec import __version__
 from facerec.data.align import AlignSettings
+from facerec.data.files import beside
 from facerec.model.network import NetworkSettings, build_network
 from facerec.settings import InputError, Settings, one_line, validate
 from facerec.untrusted import parse_object, read_bytes
@@ -101,7 +101,7 @@ def write_model(
         CARD: card.encode("utf-8", "backslashreplace"),
     }
     content[CONFIG] = to_json(_config(settings, content).model_dump())
-    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
+    draft = beside(folder)
     try:
         draft.mkdir(parents=True)
         for name, data in content.items():

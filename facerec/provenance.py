@@ -141,16 +141,12 @@ def checked(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _is_complete(part: Mapping[str, Any]) -> bool:
     """Whether there are names and pictures, and all are lists of hashes."""
-    lists = [part[kind] for kind in HASHED if kind in part]
-    kinds = {kind for kind in HASHED if kind in part}
-    return (
-        PICTURES in kinds
-        and (OLDER in kinds or {NAMES, SIMILAR} <= kinds)
-        and all(
-            isinstance(hashes, list)
-            and all(isinstance(h, str) and len(h) in (HASH_DIGITS, 64) for h in hashes)
-            for hashes in lists
-        )
+    lists = {kind: part[kind] for kind in HASHED if kind in part}
+    whole = PICTURES in lists and (OLDER in lists or {NAMES, SIMILAR} <= lists.keys())
+    return whole and all(
+        isinstance(hashes, list)
+        and all(isinstance(h, str) and len(h) in (HASH_DIGITS, 64) for h in hashes)
+        for hashes in lists.values()
     )
 
 

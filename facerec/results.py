@@ -83,12 +83,8 @@ def keep_results(
         ):  # there already, where a run is resumed in vain
             log_model(folder / "model", run.id)
             run.tag({"model.sha256": weights})
-    except (
-        InputError,
-        MlflowException,
-        OSError,
-        ImportError,
-    ) as error:  # ImportError: of a store's client
+    # ImportError: of a store's client.
+    except (InputError, MlflowException, OSError, ImportError) as error:
         raise run.kept(one_line(error)[:300]) from error
     say(f"model: runs:/{run.id}/model (epoch {int(best['epoch'])}); files in {folder}")
 

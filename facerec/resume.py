@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from facerec.checkpoint import Checkpoint, Checkpoints
+from facerec.data.sources import WHICH_DATA
 from facerec.data.store import Store
 from facerec.paths import located
 from facerec.settings import (
@@ -34,10 +35,7 @@ FREE = (
     "resume",
     "output",
     "cache",
-    "data",
-    "layout",
-    "path_column",
-    "label_column",
+    *WHICH_DATA,
     "page_faces",
     "system_metrics",
     "checkpoint_minutes",

@@ -12,6 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from facerec import yaml_text
+from facerec.data.sources import WHICH_DATA
 from facerec.settings import MAX_RECIPE_BYTES, InputError, Settings, expanded, one_line, validate
 from facerec.space import METRICS, Constraint, Parameter, Space
 from facerec.values import OCTAL, canonical
@@ -24,8 +25,7 @@ OPTIONS = ("log", "step", "when", "setting")
 # Settings that say where things lie or how they are watched: nothing to search, and free to differ between sessions.
 NOT_SEARCHED = (
     "resume", "register", "experiment", "run_name", "output", "cache", "rebuild_store", "system_metrics",
-    "checkpoint_minutes", "page_faces", "device", "seed", "data",
-    "layout", "path_column", "label_column",
+    "checkpoint_minutes", "page_faces", "device", "seed", *WHICH_DATA,
 )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from facerec.data.files import disk_told
 from facerec.data.store import Store
-from facerec.experiment import check_names, experiment_id, find_experiment
+from facerec.experiment import experiment_id, find_experiment
 from facerec.interrupt import held, stop_at_once
 from facerec.outbox import Entry, Outbox
 from facerec.paths import PathText, launch_folder, launcher
@@ -466,10 +466,8 @@ def reach_tracking(settings: TrackingSettings | None = None) -> None:
     """Finds out before any work is done whether the tracking store answers, and takes the run of these settings.
 
     Raises:
-        InputError: it does not, or its experiment is deleted, or MLflow refuses a name.
+        InputError: it does not, or its experiment is deleted, or MLflow refuses the experiment's name.
     """
-    if settings is not None:
-        check_names(settings)
     try:
         absolute_tracking_uri()
         uri = mlflow.get_tracking_uri()

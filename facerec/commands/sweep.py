@@ -24,7 +24,7 @@ from facerec.blends import ask_teacher
 from facerec.commands.sweep_trial import Job, study_trials, trial_settings, worker
 from facerec.commands.train import TrainSettings, check, train
 from facerec.data.files import write_bytes
-from facerec.data.sources import LayoutSettings
+from facerec.data.sources import WHICH_DATA
 from facerec.data.store import Store, open_store
 from facerec.experiment import check_name, check_names
 from facerec.interrupt import Stopped
@@ -51,7 +51,6 @@ from facerec.urls import without_password
 from facerec.workers import supervise
 
 # Settings that a recipe leaves to whoever trains with it.
-WHICH_DATA = ("data", *LayoutSettings.model_fields)
 NOT_IN_RECIPE = tuple(name for name in NOT_SEARCHED if name not in (*WHICH_DATA, "seed"))
 LONGEST_NAME = 100  # of a study that is kept in a file of its name
 FREE = tuple(name for name in NOT_SEARCHED if name != "seed")  # may differ between sessions

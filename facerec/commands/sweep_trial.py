@@ -22,8 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.commands.train import TrainSettings, check, make_trainer
 from facerec.console import prepare
-from facerec.data.sources import LayoutSettings
-from facerec.data.store import Store, open_store
+from facerec.data.align import AlignSettings
+from facerec.data.store import DataSettings, Store, open_store
 from facerec.interrupt import Stopped, stop_softly
 from facerec.model.network import parameter_count
 from facerec.resume import FREE
@@ -247,16 +247,8 @@ class Trials:
 
     def store(self, settings: TrainSettings) -> Store:
         """The data of a trial, opened once a process."""
-        names = (
-            *LayoutSettings.model_fields,
-            "data",
-            "image_size",
-            "crop",
-            "align",
-            "face_choice",
-            "cache",
-        )
-        key = tuple(getattr(settings, name, None) for name in names)
+        names = (*DataSettings.model_fields, *AlignSettings.model_fields)
+        key = tuple(getattr(settings, name) for name in names)
         if key not in self.stores:
             self.stores[key] = open_store(settings, progress=False)
         return self.stores[key]
