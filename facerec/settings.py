@@ -23,7 +23,6 @@ from pydantic.fields import FieldInfo
 from facerec import yaml_text
 from facerec.values import bounds, canonical, read, wanted
 
-MAX_RECIPE_BYTES = 1_000_000
 LONGEST = 200  # characters of a bad value that a message repeats
 
 # Settings are called `register` and `json`, and pydantic's models inherit methods of those names that nobody calls.
@@ -87,10 +86,8 @@ def read_recipe(path: str) -> dict[str, Any]:
             f"config {path}: there is no such file{where}; give a YAML recipe, such as configs/demo.yaml"
         )
     try:
-        if file.stat().st_size > MAX_RECIPE_BYTES:
-            raise InputError(f"config {path}: over {MAX_RECIPE_BYTES} bytes, which is no recipe")
-        values = yaml_text.load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, ValueError, RecursionError) as error:
+        values = yaml_text.read(file)
+    except (yaml.YAMLError, OSError, ValueError) as error:
         raise InputError(f"config {path}: cannot be read as YAML: {one_line(error)}") from error
     values = {} if values is None else values
     if not isinstance(values, dict) or any(
@@ -145,15 +142,24 @@ def sentence(model: type[Settings], error: ValidationError, source: Any) -> str:
         flag = "--" + key.replace("_", "-")
         return f"{key} is missing: give {flag} (or -P {key}=...): {model.model_fields[key].description}"
     reason = reason.replace("Input should be", "should be")
-    said = " ".join(canonical(problem["input"]).split())[:LONGEST]
-    return f"{key}={said} ({source(key)}): {reason}; wanted: {wanted(model.model_fields[key])}"
+    return f"{key}={brief(problem['input'])} ({source(key)}): {reason}; wanted: {wanted(model.model_fields[key])}"
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """A sentence that names the nearest known setting."""
-    key = key[:LONGEST]
+    key = brief(key)
     near = difflib.get_close_matches(key.replace("-", "_"), list(known), n=1, cutoff=0.5)
     return f"there is no setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def brief(value: Any) -> str:
+    """A bad value for a message: on one line, control characters escaped, of a long one the beginning."""
+    try:
+        text = canonical(value)
+    except ValueError:  # Python spells no whole number of over 4,300 digits
+        return "a number of thousands of digits"
+    text = printable(" ".join(text[: 2 * LONGEST].split()))
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def one_line(error: BaseException) -> str:
@@ -172,8 +178,13 @@ def expanded(path: str | PathLike[str]) -> Path:
 
 def shown(path: str | PathLike[str], longest: int = 200) -> str:
     """A file's name for a message: control characters and broken encodings escaped, of a long one the end."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in as_utf8(str(path)))
-    return (text or "''") if len(text) <= longest else "…" + text[1 - longest :]
+    text = printable(str(path)) or "''"
+    return text if len(text) <= longest else "…" + text[1 - longest :]
+
+
+def printable(text: str) -> str:
+    """Text with control characters and what is no UTF-8 as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in as_utf8(text))
 
 
 def as_utf8(text: str) -> str:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from facerec import yaml_text
 from facerec.data.sources import WHICH_DATA
-from facerec.settings import MAX_RECIPE_BYTES, InputError, Settings, expanded, one_line, validate
+from facerec.settings import InputError, Settings, brief, expanded, one_line, validate
 from facerec.space import METRICS, Constraint, Parameter, Space
 from facerec.values import OCTAL, canonical
 
@@ -22,6 +22,7 @@ PRUNERS = ("median", "hyperband", "none")
 KEYS = ("parameters", "fixed", "objective", "constraints", "sampler", "pruner")
 KINDS = ("float", "int", "categorical")
 OPTIONS = ("log", "step", "when", "setting")
+MAX_STEPS = 1_000_000  # between the ends of a range
 # Settings that say where things lie or how they are watched: nothing to search, and free to differ between sessions.
 NOT_SEARCHED = (
     "resume", "register", "experiment", "run_name", "output", "cache", "rebuild_store", "system_metrics",
@@ -46,12 +47,11 @@ def read_space(path: str, known: type[Settings]) -> Space:
             f"space {path}: there is no such file{where}; sweeps/README.md shows how to write one"
         )
     try:
-        if file.stat().st_size > MAX_RECIPE_BYTES:
-            raise InputError(f"space {path}: over {MAX_RECIPE_BYTES} bytes, which is no space")
-        content = yaml_text.load(file.read_text(encoding="utf-8"))
-        return parse_space(content, known)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+        content = yaml_text.read(file)
+    except (yaml.YAMLError, OSError, ValueError) as error:
         raise InputError(f"space {path}: cannot be read as YAML: {one_line(error)}") from error
+    try:
+        return parse_space(content, known)
     except InputError as error:
         raise InputError(f"space {path}: {str(error).removeprefix(f'space {path}: ')}") from None
 
@@ -97,8 +97,9 @@ def check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:
     known = list(known)
     for name in names:
         if name not in known:
+            name = brief(name)
             near = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {brief(', '.join(known))}"
             raise InputError(f"there is no {what} {name!r}{hint}")
 
 
@@ -144,21 +145,23 @@ def flag(name: str, value: Any) -> bool:
     try:
         return TypeAdapter(bool).validate_python(value)
     except ValidationError:
-        raise InputError(f"parameter {name}: log={value} should be true or false") from None
+        raise InputError(f"parameter {name}: log={brief(value)} should be true or false") from None
 
 
 def number(name: str, kind: str, value: Any) -> Any:
     """A number. Raises InputError."""
     text = canonical(value)  # a truth value is none
     if OCTAL.match(text):
-        raise InputError(f"parameter {name}: {text} may be octal: leave out the leading zero")
+        raise InputError(
+            f"parameter {name}: {brief(text)} may be octal: leave out the leading zero"
+        )
     try:
         result = float(text)
         whole = result == int(result)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"parameter {name}: {value} is no number") from None
+        raise InputError(f"parameter {name}: {brief(value)} is no number") from None
     if kind == "int" and not whole:
-        raise InputError(f"parameter {name}: {value} is no whole number")
+        raise InputError(f"parameter {name}: {brief(value)} is no whole number")
     return int(result) if kind == "int" else result
 
 
@@ -185,6 +188,10 @@ def check_range(parameter: Parameter) -> None:
         raise InputError(f"parameter {name}: log needs a lower end above 0")
     if parameter.step is not None and (parameter.log or parameter.step <= 0):
         raise InputError(f"parameter {name}: step must be above 0, and not beside log")
+    if parameter.step and (parameter.values[1] - parameter.values[0]) / parameter.step > MAX_STEPS:
+        raise InputError(
+            f"parameter {name}: over {MAX_STEPS:,} steps: leave step out, or make it larger"
+        )
 
 
 def conditions(
@@ -205,7 +212,7 @@ def conditions(
             strange = values
         if strange and (above.kind == "categorical" or name not in when):
             raise InputError(
-                f"parameter {parameter.name}: {name} is never {strange[0]}; its choices: {above.values}"
+                f"parameter {parameter.name}: {name} is never {brief(strange[0])}; its choices: {brief(above.values)}"
             )
     return replace(parameter, when=when)
 
@@ -244,6 +251,10 @@ def parse_objectives(content: Any) -> dict[str, str]:
         raise InputError("objective: give one metric or a list of two")
     objectives = {}
     for item in items:
+        if isinstance(item, Mapping) and len(item) != 1:
+            raise InputError(
+                "objective: give a metric, or one `minimize: metric` or `maximize: metric`"
+            )
         direction, metric = next(iter(item.items())) if isinstance(item, Mapping) else (None, item)
         check_names([str(metric)], METRICS, "metric")
         if direction is not None:
