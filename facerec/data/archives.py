@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import os
 import shutil
 import tarfile
-import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from facerec.data.files import cache_errors, publish_folder
 from facerec.data.pictures import MAX_FILE_BYTES, SUFFIXES
-from facerec.settings import InputError
+from facerec.settings import InputError, brief, shown
 
 MAX_UNPACKED_BYTES = 16 * 2**30
-MAX_MEMBERS = 2_000_000
+MAX_MEMBERS = 1_000_000
+MAX_HEADER_BYTES = 2**20  # of one name, or of one member's pax header
+HEADERS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+PIECE = 2**20  # bytes read at a time
 
 
 def unpack(archive: Path, cache: Path, lists: Iterable[str] = ()) -> Path:
@@ -33,7 +41,7 @@ def unpack(archive: Path, cache: Path, lists: Iterable[str] = ()) -> Path:
         The folder of its contents.
 
     Raises:
-        InputError: damaged, or a member would leave the folder or is a link.
+        InputError: damaged, over a million members or 16 GiB, or a member would leave the folder or is a link.
     """
     stat = archive.stat()
     key = f"{archive}\n{stat.st_size}\n{stat.st_mtime_ns}"
@@ -51,46 +59,110 @@ def unpack(archive: Path, cache: Path, lists: Iterable[str] = ()) -> Path:
     return folder
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose header is not read beyond a limit: tarfile reads long names and pax headers whole."""
+
+    def _proc_member(
+        self, archive: tarfile.TarFile
+    ) -> tarfile.TarInfo:  # tarfile's hook for subclasses
+        if self.type in HEADERS and not 0 <= self.size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(archive)
+
+
 def _extract(archive: Path, folder: Path, wanted: frozenset[str]) -> None:
-    written = 0
+    for member, content in _members(archive):
+        target = _target(folder, member, archive)
+        if target.suffix.lower() not in SUFFIXES and target.name not in wanted:
+            continue
+        if not member.isfile():
+            continue
+        if member.size > MAX_FILE_BYTES or member.issparse():
+            raise InputError(
+                f"{archive}: {shown(member.name)} is too large for an image, or sparse."
+            )
+        with _name_told(archive, member):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(target, "wb") as file:
+                for piece in content():
+                    file.write(piece)
+
+
+def _members(archive: Path) -> Iterator[tuple[tarfile.TarInfo, Callable[[], Iterator[bytes]]]]:
+    """Members of a tar archive, each with a call that reads its bytes in pieces.
+
+    Raises:
+        InputError: damaged, or too many members or bytes to be unpacked.
+    """
+    with _open(archive) as tar:
+        count = total = 0
+        while True:
+            with _damage_told(archive):
+                member = tar.next()
+            if member is None:
+                return
+            if member.size < 0:  # and so the next one, without end
+                raise InputError(f"{archive} is damaged, download it again: {member.size} bytes.")
+            tar.members.clear()  # which would hold them all
+            count, total = count + 1, total + member.size
+            if count > MAX_MEMBERS or total > MAX_UNPACKED_BYTES:
+                raise InputError(
+                    f"{archive} is too large to be unpacked safely, over {MAX_MEMBERS:,} files or "
+                    f"{MAX_UNPACKED_BYTES >> 30} GiB: unpack it yourself, and give the folder with --data."
+                )
+            yield member, functools.partial(_content, archive, tar, member)
+
+
+def _open(archive: Path) -> tarfile.TarFile:
+    with _damage_told(archive), open(archive, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        return tarfile.open(archive, "r:gz" if packed else "r:", tarinfo=_Member)
+
+
+def _content(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:
+    with _damage_told(archive):
+        file = tar.extractfile(member)
+    while True:
+        with _damage_told(archive):
+            piece = file.read(PIECE)
+        if not piece:
+            return
+        yield piece
+
+
+@contextmanager
+def _damage_told(archive: Path) -> Iterator[None]:
+    """Whatever tarfile and zlib raise on hostile bytes is one sentence; what the disk says is not theirs."""
     try:
-        with tarfile.open(archive) as tar:
-            for count, member in enumerate(tar):
-                target = _target(folder, member, archive)
-                if target.suffix.lower() not in SUFFIXES and target.name not in wanted:
-                    continue
-                written += member.size
-                if not member.isfile():
-                    continue
-                if (
-                    member.size > MAX_FILE_BYTES
-                    or written > MAX_UNPACKED_BYTES
-                    or count > MAX_MEMBERS
-                ):
-                    raise InputError(
-                        f"{archive}: {member.name} makes it too large to unpack safely."
-                    )
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with open(target, "wb") as file:
-                    shutil.copyfileobj(tar.extractfile(member), file)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise InputError(f"{archive} is damaged, download it again: {error}.") from None
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # gzip's own carry none
+            raise
+        raise InputError(f"{archive} is damaged, download it again: {brief(error)}.") from None
+
+
+@contextmanager
+def _name_told(archive: Path, member: tarfile.TarInfo) -> Iterator[None]:
+    """A file that cannot be made for its name's sake: in a file's place, or a folder's, or too long in all."""
+    try:
+        yield
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        raise InputError(
+            f"{archive}: {shown(member.name)} is both a file and a folder: {error.strerror}."
+        ) from None
     except OSError as error:
-        if error.errno is None:  # gzip's own complaints carry no errno; those of the disk do
-            raise InputError(f"{archive} is damaged, download it again: {error}.") from None
-        raise
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise InputError(f"{archive}: {shown(member.name)} is too long a name.") from None
 
 
 def _target(folder: Path, member: tarfile.TarInfo, archive: Path) -> Path:
     name = PurePosixPath(member.name)
-    if name.is_absolute() or ".." in name.parts or "\\" in member.name or ":" in member.name:
-        raise InputError(
-            f"{archive} is not to be trusted: its member {member.name} leaves the folder."
-        )
+    said = f"{archive} is not to be trusted: its member {shown(member.name)}"
+    if name.is_absolute() or ".." in name.parts or set(member.name) & set("\\:\0"):
+        raise InputError(f"{said} leaves the folder, or is no name of a file.")
     if not (member.isfile() or member.isdir()):
-        raise InputError(
-            f"{archive} is not to be trusted: its member {member.name} is a link or device."
-        )
+        raise InputError(f"{said} is a link or device.")
     return folder / name
 
 

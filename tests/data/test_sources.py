@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import lzma
 import tarfile
 import unicodedata
 from collections import Counter
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from facerec.data import archives
 from facerec.data.csv_list import Columns
 from facerec.data.sources import find_faces
 from facerec.data.splits import lfw_pairs
@@ -133,6 +136,59 @@ def test_damaged_archive(tmp_path: Path) -> None:
     packed = archive(tmp_path / "lfw-funneled.tgz", {"a/ok.jpg": bytes(range(256)) * 200})
     packed.write_bytes(packed.read_bytes()[:200])
     with pytest.raises(InputError, match="damaged"):
+        find_faces(str(packed), tmp_path / "cache")
+
+
+def header(name: str, size: int = 1, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(key: str, value: str) -> bytes:
+    """A header of the member after it."""
+    line = f" {key}={value}\n".encode()
+    length = next(n for n in range(len(line), len(line) + 9) if len(f"{n}") + len(line) == n)
+    data = f"{length}".encode() + line
+    return header("pax", len(data), tarfile.XHDTYPE) + data + bytes(-len(data) % 512)
+
+
+IMAGE = header("a/b.jpg") + b"x" + bytes(511)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (header("x", 3 * 2**30, tarfile.XHDTYPE), "a header of 3,221,225,472 bytes"),
+        (header("x", 3 * 2**30, tarfile.GNUTYPE_LONGNAME), "a header of 3,221,225,472 bytes"),
+        (pax("path", "a\0b.jpg") + IMAGE, "no name of a file"),
+        (pax("path", "x" * 300 + ".jpg") + IMAGE, "too long a name"),
+        (pax("path", "d/" * 3000 + "x.jpg") + IMAGE, "too long a name"),
+        (IMAGE + header("a/b.jpg/c.jpg"), "both a file and a folder"),
+        (header("a/b.jpg/c.jpg") + bytes(512) + IMAGE, "both a file and a folder"),
+        (pax("GNU.sparse.map", "1,x,3") + IMAGE, "damaged"),
+        (pax("GNU.sparse.map", "0,1") + IMAGE, "or sparse"),
+        (pax("size", "-2048") + IMAGE, "damaged"),
+        (pax("size", "9" * 30) + IMAGE, "unpack it yourself"),
+        (pax("comment", "x") * 2000 + IMAGE, "damaged"),
+        (lzma.compress(IMAGE)[:-20], "damaged"),
+        (gzip.compress(IMAGE)[:40] + b"banana" * 9, "damaged"),
+        (gzip.compress(IMAGE)[:-9], "damaged"),
+    ],
+)
+def test_hostile_archives_are_one_sentence(tmp_path: Path, content: bytes, said: str) -> None:
+    packed = tmp_path / "faces.tgz"
+    packed.write_bytes(content + bytes(1024))
+    with pytest.raises(InputError, match=said) as caught:
+        find_faces(str(packed), tmp_path / "cache")
+    assert len(str(caught.value)) < len(str(packed)) + 300
+    assert not list(tmp_path.rglob("*.jpg"))
+
+
+def test_members_that_are_not_unpacked_count_too(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 3)
+    packed = archive(tmp_path / "faces.tgz", {f"{i}.txt": b"" for i in range(4)})
+    with pytest.raises(InputError, match="too large to be unpacked safely"):
         find_faces(str(packed), tmp_path / "cache")
 
 
