@@ -13,7 +13,7 @@ import click
 
 from facerec.console import drain, prepare
 from facerec.paths import located
-from facerec.settings import InputError, Settings, SettingsCommand, mlproject, resolve
+from facerec.settings import InputError, Settings, SettingsCommand, as_utf8, mlproject, resolve
 
 
 class Entry(NamedTuple):
@@ -126,6 +126,7 @@ def project_text() -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; bad input is one sentence and exit code 2, an interrupted run 130 or 143."""
     prepare()
+    without_telemetry()
     try:
         facerec.main(arguments, standalone_mode=False)
         sys.stdout.flush()
@@ -137,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except InputError as error:
         if mine_to_tell():
-            print(f"facerec: {error}", file=sys.stderr)
+            print(f"facerec: {as_utf8(str(error))}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         print("facerec: interrupted", file=sys.stderr)
@@ -151,6 +152,12 @@ def main(arguments: list[str] | None = None) -> None:
         drain(sys.stdout)
         print("facerec: the disk is full: the output cannot be written", file=sys.stderr)
         sys.exit(2)
+
+
+def without_telemetry() -> None:
+    """MLflow's usage statistics are off in our commands and what they start, unless somebody has chosen otherwise."""
+    wanted = os.environ.get("FACEREC_TELEMETRY", "").lower() in ("1", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "false" if wanted else "true")
 
 
 def mine_to_tell() -> bool:

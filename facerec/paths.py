@@ -50,6 +50,20 @@ def written(path: str) -> str:
     return path if place == Path(path) else str(place)
 
 
+def as_given(text: str) -> str:
+    """Paths as the user may have typed them, for what others will read: relative to where that was, or to `~`.
+
+    Args:
+        text: a path, or several with commas between them; anything else stays as it is.
+    """
+    for folder, sign in ((launch_folder() or Path.cwd(), ""), (Path.home(), f"~{os.sep}")):
+        if folder != Path(folder.anchor):
+            text = re.sub(
+                rf"(^|(?<=,)){re.escape(f'{folder}{os.sep}')}", lambda _, sign=sign: sign, text
+            )
+    return text
+
+
 def launcher() -> psutil.Process | None:
     """The `mlflow run` process that started this one, if one did."""
     if not os.environ.get("MLFLOW_RUN_ID"):

@@ -10,7 +10,9 @@ Axes: N faces, E embedding size, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from facerec.explore import extreme_pairs, normalise, occlusion_map, sample_face
 from facerec.figures import Curve, roc_curve, similarity_histogram, training_curves
 from facerec.page import document, figure_block, write_html
 from facerec.sections import (
+    MapSection,
     Metric,
     Occlusion,
     check_faces,
@@ -42,8 +45,9 @@ __all__ = [
 ]
 
 HOLDS_FACES = (
-    "This page holds pictures and names of people: pass it on only as you would pass on those."
+    "This page holds faces and names of people: pass it on only as you would pass on those."
 )
+WITHOUT_FACES = "Without faces and names: see page_faces."
 PAIR_FACES = 10_000  # among which the hardest pairs are sought; comparing them takes seconds
 
 
@@ -53,8 +57,8 @@ def embedding_map(
     names: Sequence[str],
     images: np.ndarray,
     *,
+    faces: bool = True,
     title: str = "Map of the embeddings",
-    subtitle: str = "",
     max_faces: int = 2000,
     seed: int = 0,
 ) -> str:
@@ -65,7 +69,8 @@ def embedding_map(
         labels: (N,) identity of each face, an index into `names`.
         names: of the people: `names[labels[i]]` is who face i shows. They may hold any characters.
         images: (N, H, W, 3) uint8 RGB.
-        title, subtitle: plain text.
+        faces: show them, and the names; otherwise grey squares and numbers.
+        title: plain text.
         max_faces: where there are more, whole people are drawn at random; the page says so.
         seed: of that draw and of t-SNE.
 
@@ -85,14 +90,14 @@ def embedding_map(
         total=len(labels),
         seed=seed,
     )
-    return document(
-        title,
-        section.html,
-        subtitle=subtitle,
-        data={"map": section.data},
-        styles=section.styles,
-        scripts=("map.js",),
-    )
+    return _map_page(title, section if faces else section.without_faces(), section.html, "", faces)
+
+
+class Report(NamedTuple):
+    """The page of `visualize`, and the same without anything of a person that could be recognised."""
+
+    page: str
+    without_faces: str
 
 
 def report_page(
@@ -112,8 +117,8 @@ def report_page(
     pairs: int = 12,
     max_faces: int = 2000,
     seed: int = 0,
-) -> str:
-    """The page of `visualize`: metrics, map, similarities, ROC, pairs, occlusion.
+) -> Report:
+    """The page of `visualize`: metrics, map, similarities, ROC, pairs, occlusion; and without the faces in it.
 
     Args:
         embeddings, labels, names, images: as in `embedding_map`. The map shows at most
@@ -130,7 +135,7 @@ def report_page(
         max_faces, seed: as in `embedding_map`.
 
     Returns:
-        HTML, for `write_html`.
+        Two pages of HTML, for `write_html`.
 
     Raises:
         ValueError: if the arrays do not belong together or hold non-finite numbers.
@@ -144,20 +149,29 @@ def report_page(
     among = sample_faces(labels, PAIR_FACES, seed)
     genuine, impostor = extreme_pairs(embeddings[among], labels[among], pairs)
     pictures, pair_styles = pairs_section(genuine, impostor, labels[among], names, images[among])
-    body = [
+    figures = [
         notice_section(notice),
         metrics_section(metrics, metrics_note) if metrics else "",
         faces.html,
         _curves({"model": curve}, thresholds) if curve is not None else "",
-        pictures,
-        occlusion_section(occlusions),
     ]
+    whole = replace(faces, styles=faces.styles + pair_styles)
+    people = [pictures, occlusion_section(occlusions)]
+    return Report(
+        _map_page(title, whole, "\n".join(figures + people), subtitle, faces=True),
+        _map_page(title, faces.without_faces(), "\n".join(figures), subtitle, faces=False),
+    )
+
+
+def _map_page(title: str, section: MapSection, body: str, subtitle: str, faces: bool) -> str:
+    """A page with a map in it; whether it holds faces stands below its title."""
+    told = HOLDS_FACES if faces else WITHOUT_FACES
     return document(
         title,
-        "\n".join(body),
-        subtitle=" ".join(filter(None, [subtitle and subtitle.rstrip(".") + ".", HOLDS_FACES])),
-        data={"map": faces.data},
-        styles=faces.styles + pair_styles,
+        body,
+        subtitle=" ".join(filter(None, [subtitle and subtitle.rstrip(".") + ".", told])),
+        data={"map": section.data},
+        styles=section.styles + section.sheets,
         scripts=("map.js",),
     )
 

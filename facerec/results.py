@@ -16,6 +16,7 @@ from facerec.checkpoint import Checkpoints
 from facerec.compute import embed_pictures
 from facerec.model_folder import WEIGHTS, write_model
 from facerec.page import write_html
+from facerec.privacy import may_keep_faces
 from facerec.provenance import model_card, provenance
 from facerec.registry import log_model
 from facerec.settings import InputError, one_line
@@ -69,7 +70,7 @@ def keep_results(
         provenance=made_from,
         card=model_card(settings, figures, made_from),
     )
-    faces = trainer.store.layout == "demo" if settings.page_faces is None else settings.page_faces
+    faces = may_keep_faces(settings, store.layout)
     curves = draw_curves(trainer, folder, references)
     maps = [] if embeddings is None else [draw_map(trainer, folder, embeddings.numpy(), faces)]
     run.deliver()
@@ -111,19 +112,15 @@ def draw_map(trainer: Trainer, folder: Path, embeddings: np.ndarray, faces: bool
     """The page with the map of the validation people.
 
     Args:
-        faces: show their pictures and names; otherwise grey squares and numbers.
+        faces: show their faces and names; otherwise grey squares and numbers.
     """
     store, rows = trainer.store, trainer.val_indices[:MAP_FACES]
-    labels, names, images = store.labels[rows], store.names, store.images[rows]
-    if not faces:
-        names = [f"person {number}" for number in range(len(names))]
-        images = np.full((len(rows), 8, 8, 3), 128, np.uint8)
     page = plots.embedding_map(
         embeddings[:MAP_FACES],
-        labels,
-        names,
-        images,
+        store.labels[rows],
+        store.names,
+        store.images[rows],
+        faces=faces,
         title="Validation people",
-        subtitle=plots.HOLDS_FACES if faces else "Without pictures and names: see page_faces.",
     )
     return write_html(page, folder / "embedding_map.html", "Validation people")

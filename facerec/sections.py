@@ -57,11 +57,18 @@ class Occlusion:
 
 @dataclass(frozen=True)
 class MapSection:
-    """The map: its HTML, the CSS with the faces, and what the script reads."""
+    """The map: its HTML, its CSS, the CSS with the faces, and what the script reads."""
 
     html: str
     styles: str
+    sheets: str
     data: dict[str, Any]
+
+    def without_faces(self) -> MapSection:
+        """The same map of nobody in particular: grey squares and numbers."""
+        people = [f"person {number}" for number in range(1, len(self.data["people"]) + 1)]
+        grey = f'[class*="{self.data["faces"]["prefix"]}-"]{{background:#888}}'
+        return MapSection(self.html, self.styles, grey, {**self.data, "people": people})
 
 
 def check_faces(
@@ -109,7 +116,7 @@ def map_section(
     """
     index, similarity = neighbours(embeddings, near)
     people, labels = np.unique(labels, return_inverse=True)
-    styles, faces = sprite_css(images, "sheet", size=thumbnail)
+    sheets, faces = sprite_css(images, "sheet", size=thumbnail)
     data = {
         "people": [shown_name(names[person]) for person in people],
         "labels": labels.tolist(),
@@ -125,7 +132,7 @@ def map_section(
     ratio = f":root{{--face-ratio:{width}/{height}}}"
     note = _map_note(len(embeddings), len(people), total or len(embeddings))
     html = asset("map.html").replace("{{note}}", escape(note))
-    return MapSection(html, f"{asset('map.css')}{ratio}\n{styles}", data)
+    return MapSection(html, f"{asset('map.css')}{ratio}\n", sheets, data)
 
 
 def _map_note(faces: int, people: int, total: int) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -21,7 +23,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from facerec.paths import is_uri
-from facerec.settings import InputError, expanded, one_line
+from facerec.settings import InputError, expanded, one_line, shown
 from facerec.urls import with_driver, without_password
 
 
@@ -60,13 +62,35 @@ def open_storage(
         if not is_uri(where):
             path = expanded(where)
             path.parent.mkdir(parents=True, exist_ok=True)
+            check_journal(path)
             lock = (JournalFileOpenLock if os.name == "nt" else JournalFileSymlinkLock)(str(path))
             return JournalStorage(Journal(str(path), lock))
         return open_database(with_driver(where), heartbeat, on_stale)
+    except InputError:
+        raise
     except Exception as error:  # each database driver has errors of its own
         raise InputError(
             f"storage {without_password(where)} cannot be opened: {without_password(one_line(error))[:300]}"
         ) from error
+
+
+def check_journal(path: Path) -> None:
+    """Raises InputError where a line of a journal cannot be one of Optuna's; a last one that is cut short can."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                entry = json.loads(line)
+                if isinstance(entry["op_code"], int) and isinstance(entry["worker_id"], str):
+                    continue
+            except (ValueError, RecursionError, TypeError, LookupError):
+                if not line.endswith(b"\n"):
+                    return
+            raise InputError(
+                f"storage {shown(path)}: line {number} is not an entry of an Optuna journal: restore the file from "
+                "a copy, or choose another study; a database is given as a URL, such as sqlite:///study.db"
+            )
 
 
 def open_database(

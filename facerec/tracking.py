@@ -32,7 +32,8 @@ from facerec.data.store import Store
 from facerec.experiment import experiment_id, find_experiment
 from facerec.interrupt import held, stop_at_once
 from facerec.outbox import Entry, Outbox
-from facerec.paths import PathText, launch_folder, launcher
+from facerec.paths import PathText, as_given, launch_folder, launcher
+from facerec.privacy import PrivacySettings
 from facerec.settings import InputError, Settings, as_params, as_utf8, canonical
 from facerec.store_errors import REFUSED, is_away, reason_of, trouble
 from facerec.urls import with_driver, without_password
@@ -43,7 +44,7 @@ RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 SQLITE = "sqlite:///"
 
 
-class TrackingSettings(Settings):
+class TrackingSettings(PrivacySettings):
     """Where the run is kept."""
 
     group: ClassVar[str] = "Tracking"
@@ -208,8 +209,8 @@ class Run:
             patiently(lambda key=key, text=text: self.client.set_tag(self.id, key, text))
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        """Adds what the run does not hold yet; a parameter is never said twice."""
-        self.put({"params": dict(params)})
+        """Adds what the run does not hold yet; a parameter is never said twice, and a path as it was given."""
+        self.put({"params": {key: as_given(value) for key, value in params.items()}})
 
     def log_settings(self, settings: Settings, config: str | None = None) -> None:
         """Every setting once, canonical, and the recipe's name."""
@@ -251,7 +252,7 @@ class Run:
 
     def log_data(self, store: Store, context: str) -> None:
         """The data set, by name and digest, as the run's input."""
-        source = LocalArtifactDatasetSource(as_utf8(str(store.root)))
+        source = LocalArtifactDatasetSource(as_given(as_utf8(str(store.root))))
         dataset = MetaDataset(source=source, name=store.name, digest=store.digest[:32])
         patiently(lambda: mlflow.log_input(dataset, context=context))
         counts = {part: len(store.indices(part)) for part in ("train", "val", "test")}

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from facerec.cli import without_telemetry
 from tests.conftest import PROJECT
 
 PREPARED = "from facerec.console import answer, prepare; prepare(); import sys; "
@@ -47,6 +48,27 @@ def test_help_and_errors_do_not_raise_either():
         assert b"Traceback" not in done.stderr and done.returncode in (0, 2)
 
 
+@pytest.mark.parametrize(
+    ("variables", "disabled"),
+    [
+        ({}, "true"),
+        ({"FACEREC_TELEMETRY": "1"}, "false"),
+        ({"MLFLOW_DISABLE_TELEMETRY": "false"}, "false"),
+        ({"MLFLOW_DISABLE_TELEMETRY": "true", "FACEREC_TELEMETRY": "1"}, "true"),
+    ],
+)
+def test_mlflow_collects_no_usage_statistics_unless_asked_to(variables, disabled, monkeypatch):
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    without_telemetry()
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == disabled
+    assert (
+        "mlflow" not in python(IMPORTED).stdout.decode().split()
+    )  # which looks at it when imported
+
+
+IMPORTED = "import sys, facerec.cli; print(*sys.modules)"
 CLOSED = (
     "import os; from facerec.console import answer, prepare; prepare();"
     "handle = os.open('{file}', os.O_RDWR | os.O_CREAT); print('lost'); answer('lost');"

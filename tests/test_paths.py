@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from facerec import paths
 from facerec.cli import ENTRIES, load
@@ -78,6 +79,23 @@ def test_without_mlflow_run_paths_stay_as_they_are(tmp_path: Path, monkeypatch) 
         assert paths.written("rel") == "rel"
 
 
+def test_what_others_read_holds_paths_as_they_were_given(folders: tuple[Path, Path], monkeypatch):
+    launch = folders[1]
+    monkeypatch.setenv("HOME", str(launch.parent))
+    for given in (
+        "rel/a.png",
+        "~/faces",
+        "one,two/model",
+        "/elsewhere/a.png",
+        "demo",
+        "",
+        "runs:/1/model",
+    ):
+        placed = ",".join(paths.written(part) for part in given.split(","))
+        assert paths.as_given(placed) == given
+    assert paths.as_given(str(launch)) == "~/launch"
+
+
 def test_names_that_look_like_urls_are_files_where_there_are_such(tmp_path: Path, monkeypatch):
     from facerec.data.inputs import pixels
     from facerec.data.pictures import PictureError
@@ -105,6 +123,10 @@ def test_mlflow_run_from_another_folder(tmp_path: Path, own_tracking: Path) -> N
     done = subprocess.run(command, cwd=tmp_path, env=child, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "same person" in done.stdout + done.stderr and (tmp_path / "both.png").is_file()
+    client = MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("facerec").experiment_id])
+    answer = Path(client.download_artifacts(run.info.run_id, "answer.json")).read_text()
+    assert not any(word in answer for word in ("ann", "c:d.png", str(tmp_path)))
 
 
 def test_a_recipe_is_found_by_the_same_rule(folders: tuple[Path, Path], monkeypatch) -> None:

@@ -53,9 +53,22 @@ def test_the_answer_is_kept_in_the_run_of_mlflow_run(
     client = MlflowClient()
     run = client.create_run(client.get_experiment_by_name("facerec").experiment_id)
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
-    printed = json.loads(ask(capsys, a="one.png", b="two.jpg", json="true"))
-    kept = client.download_artifacts(run.info.run_id, "answer.json")
-    assert json.loads(Path(kept).read_text()) == printed
+
+    def kept() -> dict[str, Any]:
+        return json.loads(
+            Path(client.download_artifacts(run.info.run_id, "answer.json")).read_text()
+        )
+
+    pair = {"a": str(world / "one.png"), "b": "two.jpg", "json": "true"}
+    printed = json.loads(ask(capsys, **pair, page_faces="true"))
+    assert kept() == printed and printed["a"] == "one.png"
+    printed = json.loads(ask(capsys, **pair))
+    assert kept() == {name: value for name, value in printed.items() if name not in ("a", "b")}
+    search = {"probe": "one.png", "gallery": "gallery", "json": "true"}
+    (match, *_) = json.loads(ask(capsys, **search))["matches"]
+    assert match["picture"] == "gallery/person 1.png"
+    del match["name"], match["picture"]
+    assert kept()["matches"][0] == match and not {"probe", "gallery", "notes"} & set(kept())
 
 
 def test_a_tracking_server_that_is_not_there(

@@ -432,6 +432,20 @@ def test_a_cut_line_does_not_spoil_the_journal(tmp_path):
     assert len(optuna.load_study(study_name="s", storage=storage).trials) == 4
 
 
+@pytest.mark.parametrize(
+    "damage", [b"banana\n", b"[1]\n", b"{}\n", b"\xe9\n", b"[" * 10_000 + b"\n"]
+)
+def test_a_damaged_journal_is_named_with_its_line(tmp_path, damage):
+    path = tmp_path / "s.journal"
+    study = optuna.create_study(study_name="s", storage=open_storage(str(path), 20))
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), 1)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for before in (2, len(lines)):
+        path.write_bytes(b"".join([*lines[:before], damage, *lines[before:]]))
+        with pytest.raises(InputError, match=f"line {before + 1} is not an entry"):
+            open_storage(str(path), 20)
+
+
 def test_addresses_of_storages():
     assert without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
     for shown in ("outputs/a.journal", "models:/faces@champion", "http://host:80/a", "databricks"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -43,21 +44,25 @@ def settings(tmp_path, people, **changes) -> visualize.VisualizeSettings:
     return visualize.VisualizeSettings(**{**given, **changes})
 
 
-def logged_page():
+def logged_page(name: str = "embeddings.html"):
     """The only run, and the page that it holds."""
     client = MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("facerec").experiment_id])
-    path = client.download_artifacts(run.info.run_id, "embeddings.html")
+    path = client.download_artifacts(run.info.run_id, name)
     with open(path, encoding="utf-8") as file:
         return run, file.read()
 
 
-def test_page_is_logged_with_every_part(tmp_path, people):
+def test_page_is_logged_with_every_part(tmp_path, people, monkeypatch):
+    monkeypatch.chdir(people.parent)
     make_model(tmp_path / "model", image_size=32)
-    visualize.run(settings(tmp_path, people))
+    visualize.run(settings(tmp_path, people, page_faces=True))
     run, text = logged_page()
     assert run.info.status == "FINISHED"
     assert run.data.params["split"] == "all"
+    (data,) = run.inputs.dataset_inputs
+    assert json.loads(data.dataset.source) == {"uri": people.name}
+    assert run.data.params["data"] == people.name
     assert run.data.tags["leak.train_people"] == "0"
     reader = Reader(text)
     data = reader.json("page-data")["map"]
@@ -74,10 +79,26 @@ def test_page_is_logged_with_every_part(tmp_path, people):
     assert "FAR 1e-4" not in said
 
 
+def test_faces_and_names_stay_here_unless_mlflow_may_keep_them(tmp_path, people, capsys):
+    make_model(tmp_path / "model", image_size=32)
+    visualize.run(settings(tmp_path, people))
+    run, kept = logged_page("embeddings_without_faces.html")
+    here = (tmp_path / "out" / run.info.run_id / "embeddings.html").read_text()
+    assert [file.path for file in MlflowClient().list_artifacts(run.info.run_id)] == [
+        "embeddings_without_faces.html"
+    ]
+    for text, faces in ((here, True), (kept, False)):
+        assert ("background-image:url(data" in text) is faces and ("Person 3" in text) is faces
+        for part, there in (("metrics", True), ("roc", True), ("occlusion", faces)):
+            assert (f'id="{part}"' in text) is there
+    assert Reader(kept).json("page-data")["map"]["people"] == [f"person {n}" for n in range(1, 9)]
+    assert "--page-faces true lets MLflow keep them" in capsys.readouterr().err
+
+
 def test_people_that_the_model_knows_are_told_first(tmp_path, people, capsys):
     make_model(tmp_path / "model", seen("Person_1", "person 2"), image_size=32)
     visualize.run(settings(tmp_path, people, occlusions=0))
-    run, text = logged_page()
+    run, text = logged_page("embeddings_without_faces.html")
     assert run.data.tags["leak.train_people"] == "2"
     sentence = "trained on 2 people (possibly: by name) and 0 pictures"
     assert sentence in text
@@ -103,7 +124,7 @@ def test_table_is_that_of_evaluate(tmp_path, people, capsys):
     given = settings(tmp_path, people)
     shared = {name: getattr(given, name) for name in ("model", "data", "split", "cache", "output")}
     visualize.run(given)
-    _, text = logged_page()
+    _, text = logged_page("embeddings_without_faces.html")
     evaluate.run(evaluate.EvaluateSettings(**shared, references=False))
     for line in capsys.readouterr().out.splitlines():
         if found := re.fullmatch(r"(.+?) {2,}(\d\.\d{3}) (\[.+\])", line):

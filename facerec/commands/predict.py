@@ -17,13 +17,14 @@ from pydantic import Field
 
 from facerec import console
 from facerec.model_source import ModelText
-from facerec.paths import PathText, WrittenPath
-from facerec.settings import InputError, Settings, expanded, one_line, shown
+from facerec.paths import PathText, WrittenPath, as_given
+from facerec.privacy import PrivacySettings, may_keep_faces
+from facerec.settings import InputError, expanded, one_line, shown
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that `json` is a deprecated method of pydantic's too
 
-    class PredictSettings(Settings):
+    class PredictSettings(PrivacySettings):
         """What is asked of which model."""
 
         group: ClassVar[str] = "Prediction"
@@ -95,14 +96,15 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
     embedder = FaceEmbedder.load(settings.model, settings.device)
     if data_name(embedder.provenance) == "demo":
         print("facerec: this model knows rendered people alone, not photographs", file=sys.stderr)
-    answer = compare(embedder, settings) if pair else identify(embedder, settings)
+    found = compare(embedder, settings) if pair else identify(embedder, settings)
+    answer = with_given_paths(found)
     if run_id:
-        keep_answer(run_id, answer)
+        keep_answer(run_id, answer if may_keep_faces(settings) else without_people(answer))
     console.answer(json.dumps(answer) if settings.json else in_words(answer))
     if target:
-        others = [m["picture"] for m in answer.get("matches", ())]
-        shown_first = [answer["a"], answer["b"]] if pair else [answer["probe"]]
-        side_by_side([*shown_first, *others], target, embedder, settings)
+        asked_about = [found["a"], found["b"]] if pair else [found["probe"]]
+        others = [match["picture"] for match in found.get("matches", ())]
+        side_by_side([*asked_about, *others], target, embedder, settings)
 
 
 def compare(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
@@ -135,6 +137,24 @@ def identify(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
         "skipped": [{"picture": picture, "reason": reason} for picture, reason in gallery.skipped],
         "notes": list(gallery.notes),
     }
+
+
+def with_given_paths(value: Any) -> Any:
+    """An answer, or a part of it, with paths as they were given."""
+    if isinstance(value, dict):
+        return {key: with_given_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_given_paths(item) for item in value]
+    return as_given(value) if isinstance(value, str) else value
+
+
+def without_people(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer without names, and without paths, which may hold names."""
+    hidden = {"a", "b", "probe", "gallery", "name", "picture", "skipped", "notes"}
+    kept = {key: value for key, value in answer.items() if key not in hidden}
+    if "matches" in kept:
+        kept["matches"] = [without_people(match) for match in kept["matches"]]
+    return kept
 
 
 def in_words(answer: dict[str, Any]) -> str:

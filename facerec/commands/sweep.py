@@ -29,7 +29,7 @@ from facerec.data.store import Store, open_store
 from facerec.experiment import check_name, check_names
 from facerec.interrupt import Stopped
 from facerec.page import write_html
-from facerec.paths import PathText
+from facerec.paths import PathText, as_given
 from facerec.registry import register
 from facerec.settings import (
     InputError,
@@ -304,7 +304,8 @@ def conclude(job: Job, mlflow_run: Run) -> dict[str, Any] | None:
 def kept(settings: SweepSettings) -> dict[str, Any]:
     """Settings of `train` that were given, for the recipe."""
     names = [n for n in TrainSettings.model_fields if n in settings.model_fields_set]
-    return {name: getattr(settings, name) for name in names if name not in NOT_IN_RECIPE}
+    values = {name: getattr(settings, name) for name in names if name not in NOT_IN_RECIPE}
+    return {n: as_given(v) if isinstance(v, str) else v for n, v in values.items()}
 
 
 def train_best(job: Job, recipe: Mapping[str, Any], mlflow_run: Run) -> None:

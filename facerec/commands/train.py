@@ -67,11 +67,6 @@ class TrainSettings(
         None,
         description="Run to go on with, or `last`: same run in MLflow, settings of its checkpoint.",
     )
-    page_faces: bool | None = Field(
-        None,
-        description="Pictures and names of validation people on the run's map, which MLflow keeps; none = of "
-        "rendered people alone.",
-    )
     register: str | None = Field(
         None, description="Name under which the model is registered at the end."
     )

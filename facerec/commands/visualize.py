@@ -1,4 +1,4 @@
-"""Draw one page about a model on a data set, and keep it in MLflow.
+"""Draw one page about a model on a data set; MLflow keeps it, without faces and names unless page_faces is true.
 
 A map of the embeddings with a face behind each point, neighbours on click, similarities, ROC, the hardest pairs and
 occlusion maps: one HTML file that opens without a network.
@@ -23,7 +23,8 @@ from facerec.experiment import check_names
 from facerec.measures import Measured
 from facerec.model_source import ModelText
 from facerec.page import write_html
-from facerec.paths import PathText
+from facerec.paths import PathText, as_given
+from facerec.privacy import may_keep_faces
 from facerec.protocols import Identities, identities
 from facerec.settings import InputError, validate
 from facerec.tables import as_cells
@@ -96,10 +97,15 @@ def run(settings: VisualizeSettings, config: str | None = None) -> None:
         mlflow_run.tag(column.leak.tags())
         if column.leak.found:
             say(f"the model: {column.leak}")
-        page = draw(settings, embedder, store, protocol, column)
-        path = Path(settings.output) / mlflow_run.id / "embeddings.html"
-        mlflow_run.log_file(write_html(page, path))
-        say(f"page: {path.resolve()}, and in MLflow run {mlflow_run.id} as embeddings.html")
+        report = draw(settings, embedder, store, protocol, column)
+        folder = Path(settings.output) / mlflow_run.id
+        path = kept = write_html(report.page, folder / "embeddings.html")
+        if not may_keep_faces(settings, store.layout):
+            kept = write_html(report.without_faces, folder / "embeddings_without_faces.html")
+        mlflow_run.log_file(kept)
+        say(f"page: {path.resolve()}; in MLflow run {mlflow_run.id}: {kept.name}")
+        if kept != path:
+            say("faces and names stay on this machine: --page-faces true lets MLflow keep them")
 
 
 def model_store(settings: PageSettings, embedder: FaceEmbedder) -> Store:
@@ -127,8 +133,8 @@ def draw(
     store: Store,
     protocol: Identities,
     column: Column,
-) -> str:
-    """The page as HTML."""
+) -> plots.Report:
+    """The page as HTML, and without faces."""
     images, labels = store.images[store.indices(settings.split)], protocol.labels
     measured = measure(protocol, column)
     shown = f"{len(labels):,} pictures of {len(np.unique(labels)):,} people."
@@ -138,7 +144,7 @@ def draw(
         store.names,
         images,
         title=f"{store.name}: {settings.split} people",
-        subtitle=f"Model {settings.model}",
+        subtitle=f"Model {as_given(settings.model)}",
         notice=f"The model: {column.leak}." if column.leak.found else "",
         metrics={"model": as_cells(measured.figures)} if measured.figures else None,
         metrics_note=f"{shown} {protocol.note} Brackets hold 95 % intervals.",
