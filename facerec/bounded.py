@@ -21,8 +21,12 @@ from facerec.serving_limits import Deadline, Limits
 AT_ONCE = 2  # light turns that decode and compute at the same time; more would only share cores and add memory
 TURN_IMAGES = 8
 TURN_BYTES = 2**20  # whose headers are read in a turn
-TURN_WORK = 8_000_000  # pixels times scans, decoded in a tenth of a second; an image above it is heavy
-TURN_SECONDS = 2.0  # of decoding in a light turn; a request that takes longer goes on among the heavy ones
+TURN_WORK = (
+    8_000_000  # pixels times scans, decoded in a tenth of a second; an image above it is heavy
+)
+TURN_SECONDS = (
+    2.0  # of decoding in a light turn; a request that takes longer goes on among the heavy ones
+)
 GIVE_WAY = 10  # niceness of the process that decodes for heavy requests
 
 T = TypeVar("T")

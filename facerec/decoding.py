@@ -6,25 +6,37 @@ is pickled. The child has a limit on its memory where the operating system knows
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
+import cv2
 import numpy as np
+from PIL import PngImagePlugin
 
-from facerec.data.pictures import PictureError
+from facerec.data.align import face
+from facerec.data.pictures import decode, measure
 from facerec.settings import InputError
 from facerec.untrusted import read_up_to
 
 MEMORY = 4 * 2**30  # bytes of address space; 80 million pixels with transparency take 2 GiB
 LONGEST_LINE = 2**22
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+THREADS = (  # each of which reserves address space
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+)
+# This package, before any other of its name, and the libraries of the server.
+CHILD = "import sys; sys.path[:] = sys.argv[2:]; from facerec.decoding import main; main()"
+T = TypeVar("T")
 
 
 class TooSlow(Exception):
@@ -53,13 +65,12 @@ class Decoder:
         self._child: subprocess.Popen | None = None
 
     def measure(self, images: Sequence[bytes], seconds: float) -> list[tuple[int, int] | str]:
-        """Of each image, by its header, pixels and pixels times scans; or why it cannot be used.
+        """Of each image, as of `pictures.measure`, pixels and pixels times scans; or why it cannot be used.
 
         Raises:
             TooSlow: after `seconds`.
         """
-        answers, _ = self._ask({}, images, seconds)
-        return [a if isinstance(a, str) else (int(a[0]), int(a[1])) for a in answers]
+        return self._ask({}, images, seconds, 0, lambda answer, _: (int(answer[0]), int(answer[1])))
 
     def faces(self, images: Sequence[bytes], cut: Cut, seconds: float) -> list[np.ndarray | str]:
         """What the network sees of each image, (S, S, 3) uint8; or why it sees nothing.
@@ -67,10 +78,13 @@ class Decoder:
         Raises:
             TooSlow: after `seconds`.
         """
-        answers, pixels = self._ask({"cut": cut._asdict()}, images, seconds)
-        shape = (-1, cut.image_size, cut.image_size, 3)
-        found = iter(np.frombuffer(pixels, np.uint8).reshape(shape))
-        return [next(found) if answer is None else str(answer) for answer in answers]
+        shape = (cut.image_size, cut.image_size, 3)
+        most = cut.image_size**2 * 3
+
+        def read(_: Any, payload: bytes) -> np.ndarray:
+            return np.frombuffer(payload, np.uint8).reshape(shape)
+
+        return self._ask({"cut": cut._asdict()}, images, seconds, most, read)
 
     def close(self) -> None:
         """Kills the child."""
@@ -79,36 +93,41 @@ class Decoder:
             self._child.communicate()
             self._child = None
 
-    def _ask(self, head: dict[str, Any], images: Sequence[bytes], seconds: float) -> Any:
-        """The child's answers, one an image, and the bytes that follow them."""
-        child = self._running()
+    def _ask(
+        self,
+        head: dict[str, Any],
+        images: Sequence[bytes],
+        seconds: float,
+        most: int,
+        read: Callable[[Any, bytes], T],
+    ) -> list[T | str]:
+        """What `read` makes of the child's answers, of up to `most` bytes; text is why an image cannot be used."""
+        child, found = self._running(), []
         overdue = threading.Event()
         timer = threading.Timer(seconds, lambda: (overdue.set(), child.kill()))
         timer.start()
         try:
-            head |= {"sizes": [len(image) for image in images], "seconds": seconds}
-            send(child.stdin, head, images)
-            answer, payload = receive(child.stdout)
-            answers = answer["answers"]
-            if len(answers) != len(images):
-                raise ValueError("another number of answers")
-            return answers, payload
-        except (OSError, EOFError, ValueError, KeyError, TypeError):
+            send(child.stdin, {**head, "sizes": list(map(len, images)), "seconds": seconds}, images)
+            for _ in images:
+                answer, payload = receive(child.stdout, most)
+                reason = answer["answer"]
+                found.append(reason if isinstance(reason, str) else read(reason, payload))
+        except (OSError, EOFError, ValueError, LookupError, TypeError):
             self.close()
             if overdue.is_set():
                 raise TooSlow from None
-            return ["its decoder ended: beyond the memory it may have, or damaged"] * len(images), b""
         finally:
             timer.cancel()
+        ended = "its decoder ended: it needs more memory than it may have, or is damaged"
+        return found + [ended] * (len(images) - len(found))
 
     def _running(self) -> subprocess.Popen:
         if self._child is None or self._child.poll() is not None:
             self.close()
-            paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-            single = dict.fromkeys(THREADS, "1")  # each thread reserves address space
+            paths = [str(Path(__file__).parents[1]), *(path or os.getcwd() for path in sys.path)]
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "facerec.decoding", str(self._niceness)],
-                env={**os.environ, "PYTHONPATH": paths, **single},
+                [sys.executable, "-I", "-c", CHILD, str(self._niceness), *paths],
+                env={**os.environ, **dict.fromkeys(THREADS, "1")},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
@@ -116,24 +135,29 @@ class Decoder:
         return self._child
 
 
-def send(file: BinaryIO, head: dict[str, Any], payload: Sequence[bytes]) -> None:
+def send(file: BinaryIO, head: dict[str, Any], payload: Sequence[bytes] = ()) -> None:
     """Writes a message."""
-    head["length"] = sum(map(len, payload))
-    file.write(json.dumps(head).encode() + b"\n")
+    line = json.dumps({**head, "length": sum(map(len, payload))})
+    file.write(line.encode() + b"\n")
     for part in payload:
         file.write(part)
     file.flush()
 
 
-def receive(file: BinaryIO) -> tuple[dict[str, Any], bytes]:
+def receive(file: BinaryIO, most: int) -> tuple[dict[str, Any], bytes]:
     """Reads a message.
 
     Raises:
         EOFError: the other end has gone.
+        ValueError: the message is malformed, or announces more than `most` bytes.
     """
     line = file.readline(LONGEST_LINE)
-    head = json.loads(line) if line else {"length": 1}
-    payload = read_up_to(int(head["length"]), file)
+    if not line:
+        raise EOFError
+    head = json.loads(line)
+    if head["length"] > most:
+        raise ValueError(f"{head['length']} bytes")
+    payload = read_up_to(head["length"], file)
     if len(payload) < head["length"]:
         raise EOFError
     return head, payload
@@ -144,43 +168,32 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     _restrict(int(sys.argv[1]))
-    answers.write(b"\n")
-    answers.flush()
-    while True:
-        try:
-            head, payload = receive(sys.stdin.buffer)
-        except EOFError:
-            return
-        if hasattr(signal, "alarm"):
-            signal.alarm(int(head["seconds"]) + 2)  # also when the server is no more
-        start, found = 0, []
-        for size in head["sizes"]:
-            found.append(_answer(payload[start : start + size], head.get("cut")))
-            start += size
-        faces = [answer.tobytes() for answer in found if isinstance(answer, np.ndarray)]
-        plain = [None if isinstance(answer, np.ndarray) else answer for answer in found]
-        send(answers, {"answers": plain}, faces)
-        if hasattr(signal, "alarm"):
-            signal.alarm(0)
+    send(answers, {})  # it is ready
+    alarm = getattr(signal, "alarm", lambda seconds: None)  # Windows has none
+    with contextlib.suppress(EOFError):
+        while True:
+            head, images = receive(sys.stdin.buffer, MEMORY)
+            alarm(int(head["seconds"]) + 2)  # should the server be gone by then
+            start = 0
+            for size in head["sizes"]:
+                _answer(answers, images[start : start + size], head.get("cut"))
+                start += size
+            alarm(0)
 
 
-def _answer(data: bytes, cut: dict[str, Any] | None) -> Any:
-    from facerec.data.align import face
-    from facerec.data.pictures import decode, measure
-
+def _answer(answers: BinaryIO, data: bytes, cut: dict[str, Any] | None) -> None:
     try:
         if cut is None:
-            return measure(data)
-        return face(decode(data), SimpleNamespace(**cut), cut["frame"])
+            send(answers, {"answer": measure(data)})
+        else:
+            found = face(decode(data), SimpleNamespace(**cut), cut["frame"])
+            send(answers, {"answer": None}, [found.tobytes()])
     except InputError as error:
-        return str(error)
+        send(answers, {"answer": str(error)})
 
 
 def _restrict(niceness: int) -> None:
     """Gives way to others, leaves Ctrl-C to the server, and limits memory."""
-    import cv2
-    from PIL import PngImagePlugin
-
     cv2.setNumThreads(1)
     PngImagePlugin.MAX_TEXT_MEMORY = 2**20  # unpacked with the header, by a factor of up to 1,000
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -193,7 +206,3 @@ def _restrict(niceness: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     limit = MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most)
     resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-
-
-if __name__ == "__main__":
-    main()

@@ -7,8 +7,10 @@ code of the model is run: its weights are loaded by this package.
 from __future__ import annotations
 
 import asyncio
+import http
 import json
 import socket
+import sys
 from typing import Any
 
 import uvicorn
@@ -64,7 +66,9 @@ class Guard:
 
     async def _accepted(self, scope: Any, receive: Any) -> bytes:
         if self._requests > self._max_requests:
-            raise Refusal(503, f"more than {self._max_requests} requests at a time: try again later")
+            raise Refusal(
+                503, f"more than {self._max_requests} requests at a time: try again later"
+            )
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
         if kind not in TYPES:
@@ -114,7 +118,8 @@ def _replayed(body: bytes, receive: Any) -> Any:
 async def _answer(send: Any, refusal: Refusal) -> None:
     """As MLflow answers an error. The connection ends, since the rest of a body may still be on its way."""
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-    body = json.dumps({"error_code": str(refusal.status), "message": str(refusal)}).encode()
+    name = http.HTTPStatus(refusal.status).name
+    body = json.dumps({"error_code": name, "message": str(refusal)}).encode()
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -162,5 +167,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(app: Guard, place: socket.socket) -> None:
     """Answers requests until SIGINT or SIGTERM."""
+    # Each of a network's hundred operations waits so long for a thread that parses a large body.
+    sys.setswitchinterval(0.0005)
     config = uvicorn.Config(app, log_level="warning", access_log=False)
     uvicorn.Server(config).run([place])

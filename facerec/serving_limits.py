@@ -30,7 +30,7 @@ class Limits(Settings):
         ge=1,
         description="pixels times scans (a progressive JPEG usually has 10 scans)",
     )
-    seconds: float = Field(30.0, gt=0, description="seconds, waiting included")
+    seconds: float = Field(50.0, gt=0, description="seconds; MLflow's server answers 504 after 60")
 
     @classmethod
     def from_environment(cls) -> Limits:
