@@ -30,7 +30,7 @@ from facerec.gallery import Gallery, Match, gallery_files
 from facerec.model_folder import WEIGHTS, LoadedModel, ModelConfig, read_model
 from facerec.model_source import model_folder
 from facerec.provenance import data_name
-from facerec.settings import InputError, expanded
+from facerec.settings import LONGEST, InputError, expanded
 from facerec.verdict import Comparison, judge
 
 BATCH = 64
@@ -308,10 +308,10 @@ class FaceEmbedder:
         trained = self.config.align
         if align not in ("auto", "none", "find", trained):
             raise InputError(
-                f"align={align}: auto, none or find is due; it was trained with {trained}"
+                f"align={align[:LONGEST]}: auto, none or find is due; it was trained with {trained}"
             )
         if choice not in ("auto", *CHOICES):
-            raise InputError(f"choice={choice}: auto, {', '.join(CHOICES)} are due")
+            raise InputError(f"choice={choice[:LONGEST]}: auto, {', '.join(CHOICES)} are due")
         if choice != "auto" and (align == "none" or (align != "find" and trained == "none")):
             raise InputError(f"choice={choice}: without alignment no face is looked for")
         asked = {"align": trained if align == "find" else align, "face_choice": choice}

@@ -20,7 +20,7 @@ from mlflow.pyfunc import PyFuncModel, scoring_server
 from facerec.registry import signature
 from facerec.serving import FaceModel
 from facerec.serving_limits import Limits
-from facerec.settings import InputError
+from facerec.settings import InputError, one_line
 
 TYPES = ("application/json", "text/csv")
 MARKS = b",:[{\n"  # of JSON and CSV; base64 has none of them
@@ -82,6 +82,11 @@ class Guard:
         marks = sum(body.count(mark) for mark in (MARKS if kind == TYPES[1] else MARKS[:-1]))
         if marks > MARKS_PER_ROW * self._limits.rows + OTHER_MARKS:
             raise Refusal(400, f"more values than {self._limits.rows} rows have: send fewer rows")
+        if kind == TYPES[0]:
+            try:
+                await asyncio.to_thread(json.loads, body)
+            except (ValueError, RecursionError) as error:  # MLflow's answer would repeat the body
+                raise Refusal(400, f"not valid JSON: {one_line(error)[:200]}") from None
         return body
 
     async def _read(self, headers: dict[bytes, str], receive: Any) -> bytes:

@@ -209,6 +209,8 @@ def test_the_guard_refuses_what_would_cost_memory() -> None:
     guard = Guard(echo, max_body=1000, max_requests=1, limits=Limits(rows=1, seconds=0.01))
     assert post(guard, b"[" * 500, b"]" * 500) == 200 and echo.body == b"[" * 500 + b"]" * 500
     echo.body = None
+    for broken in (b"{", b"\xff" * 900, b"", b"1" * 900 + b"e"):
+        assert post(guard, broken) == 400
     assert post(guard, b"x" * 600, b"x" * 401) == http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     assert post(guard, length=2001) == 413  # without reading it
     assert post(guard, *[b"x" * 500] * 99) == 413
@@ -217,6 +219,8 @@ def test_the_guard_refuses_what_would_cost_memory() -> None:
     wide = Guard(echo, max_body=10_000, max_requests=1, limits=Limits(rows=1))
     assert post(wide, b"[" + b"{}," * 600 + b"{}]") == 400
     assert post(wide, b"image\n" * 1100, kind=CSV) == 400
+    deep = Guard(echo, max_body=10_000, max_requests=1, limits=Limits())
+    assert post(deep, b"[" * 9000) == 400  # deeper than Python goes
     assert echo.body is None
 
 
