@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +28,9 @@ TURN_WORK = (
 TURN_SECONDS = (
     2.0  # of decoding in a light turn; a request that takes longer goes on among the heavy ones
 )
+HEAVY_SECONDS = (
+    20.0  # of a heavy turn; a request that takes longer is given up, for the sake of the next
+)
 GIVE_WAY = 10  # niceness of the process that decodes for heavy requests
 
 T = TypeVar("T")
@@ -36,7 +40,7 @@ Turn = Callable[[Decoder, float], T]  # with the seconds that decoding may take
 class Lane:
     """A queue of turns and the threads that take them, each with a child process for decoding."""
 
-    def __init__(self, threads: int, seconds: float = float("inf"), niceness: int = 0) -> None:
+    def __init__(self, threads: int, seconds: float, niceness: int = 0) -> None:
         self._pool = ThreadPoolExecutor(threads)
         self._seconds, self._niceness = seconds, niceness
         self._of_thread = threading.local()
@@ -68,7 +72,7 @@ class BoundedEmbedder:
     def __init__(self, embedder: FaceEmbedder, limits: Limits) -> None:
         self._embedder, self._limits = embedder, limits
         self._light = Lane(AT_ONCE, TURN_SECONDS)
-        self._heavy = Lane(1, niceness=GIVE_WAY)
+        self._heavy = Lane(1, HEAVY_SECONDS, GIVE_WAY)
 
     def embed(
         self,
@@ -91,7 +95,7 @@ class BoundedEmbedder:
 
         Raises:
             InputError: an image cannot be used, and which, or the request is beyond a limit.
-            TooSlow: it is beyond its time.
+            TooSlow: it is beyond its time, or one of its turns is.
         """
         settings, frame = self._embedder.framing(align, choice)
         cut = Cut(settings.image_size, settings.crop, settings.align, settings.face_choice, frame)
@@ -100,35 +104,42 @@ class BoundedEmbedder:
             named.setdefault(image, label)
         request = _Request(self._light, self._heavy, Deadline(self._limits.seconds))
         distinct, names = list(named), list(named.values())
-        work = self._measure(request, distinct, names)
+        work = self._work(request, distinct, names)
         request.heavy |= max(work, default=0) > TURN_WORK
         rows = [np.empty((0, self._embedder.config.network.embedding_dim), np.float32)]
         for part in turns(work, TURN_WORK):
-
-            def turn(decoder: Decoder, seconds: float, part: slice = part) -> np.ndarray:
-                faces = usable(decoder.faces(distinct[part], cut, seconds), names[part])
-                return self._embedder.embed_faces(np.stack(faces), flip=flip)
-
-            rows.append(request.run(turn))
+            rows.append(request.run(partial(self._turn, distinct[part], names[part], cut, flip)))
         places = {image: place for place, image in enumerate(distinct)}
         return np.concatenate(rows)[[places[image] for image in images]]
 
-    def _measure(
-        self, request: _Request, images: Sequence[bytes], labels: Sequence[str]
-    ) -> list[int]:
+    def _work(self, request: _Request, images: Sequence[bytes], labels: Sequence[str]) -> list[int]:
         """Pixels times scans of each image, if together they are within the limits."""
         sizes = [len(image) for image in images]
         self._limits.check(bytes=sum(sizes))
         measured: list[tuple[int, int]] = []
         for part in turns(sizes, TURN_BYTES, 8 * TURN_IMAGES):
-
-            def turn(decoder: Decoder, seconds: float, part: slice = part) -> list:
-                return usable(decoder.measure(images[part], seconds), labels[part])
-
-            measured += request.run(turn)
+            measured += request.run(partial(_measure, images[part], labels[part]))
         work = [passes for _, passes in measured]
         self._limits.check(pixels=sum(pixels for pixels, _ in measured), scans=sum(work))
         return work
+
+    def _turn(
+        self,
+        images: Sequence[bytes],
+        labels: Sequence[str],
+        cut: Cut,
+        flip: bool,
+        decoder: Decoder,
+        seconds: float,
+    ) -> np.ndarray:
+        faces = usable(decoder.faces(images, cut, seconds), labels)
+        return self._embedder.embed_faces(np.stack(faces), flip=flip)
+
+
+def _measure(
+    images: Sequence[bytes], labels: Sequence[str], decoder: Decoder, seconds: float
+) -> list[tuple[int, int]]:
+    return usable(decoder.measure(images, seconds), labels)
 
 
 class _Request:

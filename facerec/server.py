@@ -22,8 +22,8 @@ from facerec.serving import FaceModel
 from facerec.serving_limits import Limits
 from facerec.settings import InputError, one_line
 
-TYPES = ("application/json", "text/csv")
-MARKS = b",:[{\n"  # of JSON and CSV; base64 has none of them
+# Content types, and what separates values in them; base64 has none of these.
+MARKS = {"application/json": b",:[{", "text/csv": b",\n"}
 MARKS_PER_ROW = 16
 OTHER_MARKS = 1024
 
@@ -71,18 +71,18 @@ class Guard:
             )
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
-        if kind not in TYPES:
-            raise Refusal(415, f"content type {kind[:100]!r}: {' or '.join(TYPES)} is expected")
+        if kind not in MARKS:
+            raise Refusal(415, f"content type {kind[:100]!r}: {' or '.join(MARKS)} is expected")
         try:
             body = await asyncio.wait_for(self._read(headers, receive), self._limits.seconds)
         except asyncio.TimeoutError:
             raise Refusal(
                 408, f"the body has not arrived within {self._limits.seconds:g} s"
             ) from None
-        marks = sum(body.count(mark) for mark in (MARKS if kind == TYPES[1] else MARKS[:-1]))
+        marks = sum(map(body.count, MARKS[kind]))
         if marks > MARKS_PER_ROW * self._limits.rows + OTHER_MARKS:
             raise Refusal(400, f"more values than {self._limits.rows} rows have: send fewer rows")
-        if kind == TYPES[0]:
+        if kind == "application/json":
             try:
                 await asyncio.to_thread(json.loads, body)
             except (ValueError, RecursionError) as error:  # MLflow's answer would repeat the body
@@ -95,19 +95,22 @@ class Guard:
         length = headers.get(b"content-length", "")
         if length.isdecimal() and int(length) > 2 * self._max_body:
             raise too_long
-        parts, size, more = [], 0, True
+        body, size, more = bytearray(), 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Refusal(400, "the sender has gone")
             part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
-            parts = [*parts, part] if size <= self._max_body else []
+            if size <= self._max_body:
+                body += part
+            else:
+                body.clear()
             if size > 2 * self._max_body:
                 raise too_long
         if size > self._max_body:
             raise too_long
-        return b"".join(parts)
+        return bytes(body)
 
 
 def _replayed(body: bytes, receive: Any) -> Any:

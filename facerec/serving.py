@@ -74,8 +74,8 @@ class FaceModel(PythonModel):
             raise MlflowException.invalid_parameter_value(str(error)) from None
         except TooSlow:
             raise MlflowException(
-                f"the request was given up after {self._limits.seconds:g} seconds ({PREFIX}SECONDS): the server is "
-                "busy or the images are slow to decode; send fewer at a time",
+                "the request was given up: its images take too long to decode, or the server is busy; send fewer at a "
+                f"time, or try again later (a request has {self._limits.seconds:g} seconds, {PREFIX}SECONDS)",
                 TEMPORARILY_UNAVAILABLE,
             ) from None
 

@@ -6,11 +6,14 @@ import asyncio
 import http
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from facerec import FaceEmbedder
@@ -18,6 +21,7 @@ from facerec.bounded import BoundedEmbedder, Lane, _Request, turns
 from facerec.data.pictures import PictureError, measure
 from facerec.decoding import Cut, Decoder, TooSlow
 from facerec.server import Guard, listen
+from facerec.serving import FaceModel
 from facerec.serving_limits import Deadline, Limits
 from facerec.settings import InputError
 from tests.models import encoded, make_model, many_scans, picture, png_of_size
@@ -139,7 +143,7 @@ def test_turns_are_of_a_few_images_and_of_little_work() -> None:
 
 
 def test_a_long_request_does_not_hold_up_a_short_one() -> None:
-    lane, order, queued = Lane(1), [], threading.Event()
+    lane, order, queued = Lane(1, FOREVER), [], threading.Event()
     submit = lane._pool.submit
     short = threading.Thread(target=lambda: lane.run(lambda *_: order.append("short"), later))
     later = Deadline(FOREVER)
@@ -158,7 +162,7 @@ def test_a_long_request_does_not_hold_up_a_short_one() -> None:
 
 def test_a_request_whose_time_is_over_does_no_more_work() -> None:
     with pytest.raises(TooSlow):
-        Lane(1).run(lambda *_: pytest.fail("it worked"), Deadline(0))
+        Lane(1, FOREVER).run(lambda *_: pytest.fail("it worked"), Deadline(0))
 
 
 def test_a_request_that_is_slow_goes_on_among_the_heavy_ones() -> None:
@@ -170,8 +174,22 @@ def test_a_request_that_is_slow_goes_on_among_the_heavy_ones() -> None:
             raise TooSlow
         return decoder._niceness
 
-    request = _Request(Lane(1, seconds=0.5), Lane(1, niceness=3), Deadline(FOREVER))
+    request = _Request(Lane(1, seconds=0.5), Lane(1, FOREVER, niceness=3), Deadline(FOREVER))
     assert [request.run(turn), request.run(turn)] == [3, 3] and len(allowed) == 3
+
+
+def test_a_request_that_is_given_up_may_be_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(tmp_path / "model", backbone="resnet18")
+    monkeypatch.setenv("FACEREC_SERVING", "1")
+    monkeypatch.setenv("FACEREC_SERVING_SECONDS", "1e-6")
+    model = FaceModel()
+    model.load(tmp_path / "model", "cpu")
+    frame = pd.DataFrame({"image": [encoded(picture(1))]})
+    with pytest.raises(MlflowException, match="FACEREC_SERVING_SECONDS") as caught:
+        model.predict(None, frame)
+    assert caught.value.get_http_status_code() == 503
 
 
 # ---- the guard
