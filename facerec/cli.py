@@ -32,6 +32,7 @@ ENTRIES = {
     "visualize": Entry("visualize", None, ("visualize",)),
     "predict": Entry("predict", None, ("predict",)),
     "register": Entry("register"),
+    "serve": Entry("serve", None, ("serve",)),
 }
 
 

@@ -30,7 +30,7 @@ from facerec.gallery import Gallery, Match, gallery_files
 from facerec.model_folder import WEIGHTS, LoadedModel, ModelConfig, read_model
 from facerec.model_source import model_folder
 from facerec.provenance import data_name
-from facerec.settings import InputError, expanded
+from facerec.settings import LONGEST, InputError, expanded
 from facerec.verdict import Comparison, judge
 
 BATCH = 64
@@ -165,7 +165,7 @@ class FaceEmbedder:
         Raises:
             InputError: as of `embed`.
         """
-        settings, frame = self._settings(align, choice)
+        settings, frame = self.framing(align, choice)
         settings = settings.model_copy(update={"image_size": side or settings.image_size})
         faces = [_face(picture, i, settings, frame) for i, picture in enumerate(images)]
         for found in faces:
@@ -275,7 +275,7 @@ class FaceEmbedder:
         """See `embed_usable`; without `keep_going` it ends at the first bad picture."""
         several = isinstance(images, Iterable) and not is_picture(images)
         pictures = list(images) if several else [images]
-        settings, frame = self._settings(align, choice)
+        settings, frame = self.framing(align, choice)
         cut = partial(_face, settings=settings, frame=frame)
         rows = [np.empty((0, self.config.network.embedding_dim), np.float32)]
         kept: list[int] = []
@@ -293,15 +293,25 @@ class FaceEmbedder:
                     rows.append(self.embed_faces(np.stack([faces[i] for i in usable]), flip=flip))
         return np.concatenate(rows), kept, failed
 
-    def _settings(self, align: str, choice: str) -> tuple[ModelConfig, str | None]:
-        """How to cut out a face: as in training, but for what is asked otherwise; and the frame to bring it into."""
+    def framing(self, align: str, choice: str) -> tuple[ModelConfig, str | None]:
+        """How `align.face` cuts out a face: as in training, but for what is asked otherwise.
+
+        Args:
+            align, choice: as in `embed`.
+
+        Returns:
+            The settings, and the frame to bring the face into, of `align.FRAMES`, or None.
+
+        Raises:
+            InputError: an unknown `align` or `choice`, or one that does not fit the model.
+        """
         trained = self.config.align
         if align not in ("auto", "none", "find", trained):
             raise InputError(
-                f"align={align}: auto, none or find is due; it was trained with {trained}"
+                f"align={align[:LONGEST]}: auto, none or find is due; it was trained with {trained}"
             )
         if choice not in ("auto", *CHOICES):
-            raise InputError(f"choice={choice}: auto, {', '.join(CHOICES)} are due")
+            raise InputError(f"choice={choice[:LONGEST]}: auto, {', '.join(CHOICES)} are due")
         if choice != "auto" and (align == "none" or (align != "find" and trained == "none")):
             raise InputError(f"choice={choice}: without alignment no face is looked for")
         asked = {"align": trained if align == "find" else align, "face_choice": choice}

@@ -12,22 +12,25 @@ import base64
 import binascii
 import os
 import sys
-import threading
+from itertools import chain
+from os import PathLike
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.pyfunc import PythonModel
 
+from facerec.bounded import BoundedEmbedder
 from facerec.data.pictures import PictureError
+from facerec.decoding import TooSlow
 from facerec.embedder import FaceEmbedder
+from facerec.serving_limits import PREFIX, Limits
 from facerec.settings import InputError
 
-MAX_ROWS = 1024  # of a request
 SHORTEST = 64  # characters of a picture file in base64
-AT_ONCE = 2  # requests that decode and compute at the same time; more would only share cores and add memory
 # Any of these says that requests come through MLflow; who serves in another way sets FACEREC_SERVING=1.
 SERVER_VARIABLES = ("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "__pyfunc_model_path__")
 SERVER_MODULES = ("mlflow.pyfunc.scoring_server.app", "mlserver", "mlserver_mlflow")
@@ -38,9 +41,13 @@ class FaceModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the model folder, on CUDA where there is one, or on FACEREC_DEVICE."""
-        folder = context.artifacts["face_model"]
-        self._embedder = FaceEmbedder.load(folder, os.environ.get("FACEREC_DEVICE", "auto"))
-        self._turn = threading.BoundedSemaphore(AT_ONCE)
+        self.load(context.artifacts["face_model"], os.environ.get("FACEREC_DEVICE", "auto"))
+
+    def load(self, source: str | PathLike[str], device: str) -> None:
+        """Load a model; `source` and `device` as of FaceEmbedder.load, the limits from the environment."""
+        self._limits = Limits.from_environment()
+        self._embedder = FaceEmbedder.load(source, device)
+        self._bounded = BoundedEmbedder(self._embedder, self._limits)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -48,7 +55,7 @@ class FaceModel(PythonModel):
         """Embeddings or verdicts, a row for each row of the input.
 
         Args:
-            model_input: DataFrame with `image`, or with `image_a` and `image_b`; of a server up to 1024 rows.
+            model_input: DataFrame with `image`, or with `image_a` and `image_b`; of a server within its limits.
             params: `far`, the false accept rate of a verdict; `flip`, `align` and `choice` as FaceEmbedder.embed
                 takes them.
 
@@ -58,13 +65,19 @@ class FaceModel(PythonModel):
             index, embeddings are (N, E) float32.
 
         Raises:
-            MlflowException: INVALID_PARAMETER_VALUE, with one sentence.
+            MlflowException: INVALID_PARAMETER_VALUE, with one sentence; of a server TEMPORARILY_UNAVAILABLE where the
+                request takes longer than its limit.
         """
         try:
-            with self._turn:
-                return self._predict(model_input, params or {})
+            return self._predict(model_input, params or {})
         except InputError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
+        except TooSlow:
+            raise MlflowException(
+                "the request was given up: its images take too long to decode, or the server is busy; send fewer at a "
+                f"time, or try again later (a request has {self._limits.seconds:g} seconds, {PREFIX}SECONDS)",
+                TEMPORARILY_UNAVAILABLE,
+            ) from None
 
     def _predict(self, frame: Any, params: dict[str, Any]) -> Any:
         how = {
@@ -73,27 +86,38 @@ class FaceModel(PythonModel):
             if params.get(name) is not None
         }
         columns = _columns(frame)
+        if is_served():
+            self._limits.check(rows=len(frame))
         if len(columns) == 1:
-            embeddings = self._embed(columns[0], how)
+            (embeddings,) = self._embed(columns, how)
             if is_behind_mlflow():
                 return embeddings  # in JSON, lists of numbers
             names = [f"embedding_{i}" for i in range(embeddings.shape[1])]
             return pd.DataFrame(embeddings, index=frame.index, columns=names)
         far = 1e-3 if params.get("far") is None else float(params["far"])
         self._embedder.judge(0.0, far)  # an impossible FAR is told before any work
-        a, b = (self._embed(column, how) for column in columns)
+        a, b = self._embed(columns, how)
         verdicts = [self._embedder.judge(float(s), far) for s in np.clip((a * b).sum(1), -1, 1)]
         names = ("similarity", "probability", "same_person")
         rows = {name: [getattr(v, name) for v in verdicts] for name in names}
         return pd.DataFrame(rows, index=frame.index)
 
-    def _embed(self, column: pd.Series, how: dict[str, Any]) -> np.ndarray:
-        """(N, E) embeddings of a column of pictures; an error names the column and the picture in it."""
-        pictures = [_picture(v, f"{column.name}, picture {i}") for i, v in enumerate(column, 1)]
+    def _embed(self, columns: list[pd.Series], how: dict[str, Any]) -> list[np.ndarray]:
+        """Of each column of pictures (N, E) embeddings; an error names the column and the picture in it."""
+        labels = [[f"{c.name}, picture {i}" for i in range(1, len(c) + 1)] for c in columns]
+        pictures = [list(map(_picture, *column)) for column in zip(columns, labels, strict=True)]
+        if is_served():
+            both = self._bounded.embed([*chain(*pictures)], [*chain(*labels)], **how)
+            return np.split(both, len(columns))
+        names = [column.name for column in columns]
+        return [self._embed_here(*column, how) for column in zip(names, pictures, strict=True)]
+
+    def _embed_here(self, name: str, pictures: list[Any], how: dict[str, Any]) -> np.ndarray:
+        """Within the caller's own process: without limits, and paths are pictures too."""
         try:
             return self._embedder.embed(pictures, **how)
         except PictureError as error:
-            raise InputError(f"{column.name}, {error}") from None
+            raise InputError(f"{name}, {error}") from None
 
 
 def _columns(frame: Any) -> list[pd.Series]:
@@ -107,8 +131,6 @@ def _columns(frame: Any) -> list[pd.Series]:
             "either a column image is due, or both of image_a and image_b; given: "
             + ", ".join(map(str, frame.columns))[:200]
         )
-    if len(frame) > MAX_ROWS and is_served():
-        raise InputError(f"{len(frame)} rows: up to {MAX_ROWS} are taken at once")
     return [frame[name] for name in given]
 
 

@@ -122,3 +122,12 @@ def odd_pictures() -> dict[str, bytes]:
         "EXIF rotation": encoded(face, "JPEG", exif=turned),
         "one-frame GIF": encoded(face, "GIF"),
     }
+
+
+def many_scans(scans: int, side: int) -> bytes:
+    """A progressive JPEG of a grey square with so many scans more than it needs."""
+    data = encoded(Image.new("L", (side, side), 77), "JPEG", progressive=True)
+    marker = b"\xff\xda"
+    start = data.index(marker, data.index(marker) + 1)
+    end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    return data[:-2] + (data[start:end] + bytes(8)) * scans + data[-2:]

@@ -25,6 +25,7 @@ import pandas as pd
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from facerec import FaceEmbedder
 from facerec.data.pictures import PictureError
@@ -38,6 +39,7 @@ from tests.models import (
     encoded,
     hostile_pictures,
     make_model,
+    many_scans,
     odd_pictures,
     picture,
     recipe,
@@ -345,29 +347,26 @@ def test_validation_people_whom_no_model_can_use(
 # ---- over HTTP
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """`mlflow models serve` of a logged model: the address of its /invocations, and the model folder."""
+@pytest.fixture(scope="module", params=["mlflow models", "facerec"])
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Path]]:
+    """A logged model behind MLflow's server and ours: the address of its /invocations, and the model folder."""
     folder = tmp_path_factory.mktemp("served")
     make_model(folder / "model")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FACEREC_SCAN", "reference")
+        patch.setenv("FACEREC_SERVING_PIXELS", "1000000")
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.chdir(folder)
         run_id = logged(folder / "model")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [
-            "mlflow",
-            "models",
-            "serve",
-            "-m",
-            f"runs:/{run_id}/model",
-            "--env-manager",
-            "local",
-        ]
+        how = {"mlflow models": ["-m", "--env-manager", "local"], "facerec": ["--model"]}
+        option, *others = how[request.param]
+        command = [*request.param.split(), "serve", option, f"runs:/{run_id}/model", *others]
         server = subprocess.Popen(
             [sys.executable, "-m", *command, "--host", "127.0.0.1", "--port", str(port)],
             start_new_session=True,
@@ -459,3 +458,17 @@ def test_served_to_people_who_mean_harm(served: tuple[str, Path]) -> None:
     assert status == 400 and "no base64" in answer
     odd = [{"image": text(data)} for data in odd_pictures().values()]
     assert ask(url, rows({"image": good}, *odd))[0] == 200
+
+
+def test_served_within_limits(served: tuple[str, Path]) -> None:
+    url, _ = served
+    canvas = encoded(Image.new("RGB", (900, 900)), "WEBP", lossless=True)
+    assert ask(url, rows(*[{"image": text(canvas)}] * 9))[0] == 200  # decoded once
+    huge = [{"image": text(canvas + bytes([n]))} for n in range(9)]
+    for body, limit in (
+        (rows(*huge), "7,290,000 pixels, .* up to 1,000,000 .FACEREC_SERVING_PIXELS"),
+        (rows({"image": text(many_scans(7000, 400))}), "FACEREC_SERVING_SCANS"),
+        (rows(*[{"image": text(canvas)}] * 1025), "1,025 rows; .* 1,024 .FACEREC_SERVING_ROWS"),
+    ):
+        status, answer = ask(url, body)
+        assert status == 400 and re.search(limit, answer), answer

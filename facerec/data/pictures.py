@@ -38,6 +38,7 @@ MAX_PIXELS = 80_000_000  # 240 MB decoded; phones' 64-megapixel photographs pass
 MIN_SIDE = 8
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 URLS = ("http:/", "https:/", "ftp:/", "file:/", "s3:/", "data:")  # if there is no such file
+START_OF_SCAN = b"\xff\xda"  # marker of a JPEG, which nothing that is compressed contains
 BACKDROP = 128  # what shows through transparent pixels
 DIMMEST_16_BITS = 2**12  # brightest value under which an image of 16 bits may be one of 8, 10 or 12
 DEEPEST_14_BITS = 2**14 - 1
@@ -80,12 +81,24 @@ def decode(source: bytes | Path) -> np.ndarray:
         PictureError: missing, empty, truncated, not a picture, animated, too large or too small.
     """
     data = source if isinstance(source, bytes) else read_file(source)
-    if not data:
-        raise PictureError("the file is empty")
-    if len(data) > MAX_FILE_BYTES:
-        raise PictureError(f"{len(data) / 2**20:.0f} MiB, more than {MAX_FILE_BYTES >> 20} MiB")
     with _in_a_sentence():
         return _pixels(_open(data))
+
+
+def measure(data: bytes) -> tuple[int, int]:
+    """What decoding an image file would cost, from its header and markers alone.
+
+    Returns:
+        Its pixels; and those times the scans of a JPEG, each of which is another pass over all of them.
+
+    Raises:
+        PictureError: as of `decode`, where the header says so.
+    """
+    with _in_a_sentence():
+        image = _open(data)
+        pixels = image.width * image.height
+        jpeg = image.format in ("JPEG", "MPO")
+        return pixels, pixels * max(1, data.count(START_OF_SCAN) if jpeg else 1)
 
 
 def from_pil(image: Image.Image) -> np.ndarray:
@@ -172,6 +185,10 @@ def to_face(picture: np.ndarray, image_size: int, crop: float) -> np.ndarray:
 
 def _open(data: bytes) -> Image.Image:
     """Header only; refuses what must not be decoded."""
+    if not data:
+        raise PictureError("the file is empty")
+    if len(data) > MAX_FILE_BYTES:
+        raise PictureError(f"{len(data) / 2**20:.0f} MiB, more than {MAX_FILE_BYTES >> 20} MiB")
     try:
         return _checked(Image.open(io.BytesIO(data), formats=FORMATS))
     except Image.UnidentifiedImageError:
