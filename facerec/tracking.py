@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import mlflow
 from mlflow.data.meta_dataset import MetaDataset
@@ -36,13 +37,15 @@ from facerec.outbox import Entry, Outbox, Refused
 from facerec.paths import PathText, launch_folder, launcher
 from facerec.settings import InputError, Settings, as_params, as_utf8, canonical
 from facerec.store_errors import REFUSED, is_away, reason_of, trouble
-from facerec.urls import with_driver, without_password
+from facerec.urls import account, with_driver, without_password
 
 BUSY_SECONDS = 60
 SILENT_SECONDS = 20  # after which a training does not wait any longer for its tracking server
 AT_ONCE = {"metrics": 1000, "params": 100, "tags": 100}  # that MLflow takes in a request
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 SQLITE = "sqlite:///"
+SERVERS = ("http://", "https://")
+USERNAME, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 
 
 class TrackingSettings(Settings):
@@ -72,7 +75,8 @@ def absolute_tracking_uri() -> None:
     """Makes a relative sqlite URI absolute, and names PostgreSQL's driver, once, before MLflow opens it.
 
     `mlflow run` changes into the project, where the same relative URI would be another database; there the folder
-    in which `mlflow run` was typed counts.
+    in which `mlflow run` was typed counts. A server's account moves from its URI to MLflow's own variables, since
+    MLflow prints the URI.
 
     Raises:
         InputError: if an old file store in ./mlruns would make MLflow refuse to work.
@@ -94,6 +98,10 @@ def absolute_tracking_uri() -> None:
         )
     else:
         absolute = with_driver(uri)
+    if uri.startswith(SERVERS):
+        absolute, user, password = account(uri)
+        if password:
+            os.environ[USERNAME], os.environ[PASSWORD] = unquote(user), unquote(password)
     if absolute != uri:
         os.environ["MLFLOW_TRACKING_URI"] = absolute
         mlflow.set_tracking_uri(absolute)
@@ -161,7 +169,9 @@ class Run:
 
         def progress(left: int) -> None:
             seconds, sent = time.monotonic() - started, before - left
-            rate = f"{sent / seconds:.1f} a second, {left * seconds / sent:.0f} s left" if sent else ""
+            rate = (
+                f"{sent / seconds:.1f} a second, {left * seconds / sent:.0f} s left" if sent else ""
+            )
             say(f"MLflow: {sent} of {before} entries sent{', ' + rate if rate else ''}")
 
         if self.outbox.flush(SILENT_SECONDS, progress):
@@ -307,7 +317,7 @@ class Run:
     def log_data(self, store: Store, context: str) -> None:
         """The data set, by name and digest, as the run's input."""
         source = LocalArtifactDatasetSource(as_utf8(str(store.root)))
-        dataset = MetaDataset(source=source, name=store.name, digest=store.digest[:32])
+        dataset = MetaDataset(source=source, name=as_utf8(store.name), digest=store.digest[:32])
         patiently(lambda: mlflow.log_input(dataset, context=context))
         counts = {part: len(store.indices(part)) for part in ("train", "val", "test")}
         self.tag(
@@ -341,13 +351,18 @@ def track(settings: TrackingSettings, run_id: str | None = None) -> Iterator[Run
             raise InputError(trouble(error)) from error
 
 
+def joined_run() -> str | None:
+    """Id of the run that `mlflow run` has made for this process."""
+    return os.environ.get("MLFLOW_RUN_ID") or None
+
+
 def open_run(settings: TrackingSettings, run_id: str | None) -> Run:
     """The active run of `track`."""
     try:
         absolute_tracking_uri()
         if settings.system_metrics:
             mlflow.set_system_metrics_sampling_interval(10)
-        started = os.environ.get("MLFLOW_RUN_ID")
+        started = joined_run()
         if run_id or started:
             check_known(run_id or started)
         if run_id and started and started != run_id:
@@ -358,7 +373,7 @@ def open_run(settings: TrackingSettings, run_id: str | None) -> Run:
             lambda: mlflow.start_run(
                 run_id=joined,
                 experiment_id=above,
-                run_name=None if joined else settings.run_name,
+                run_name=None if joined or not settings.run_name else as_utf8(settings.run_name),
                 log_system_metrics=settings.system_metrics,
             )
         )
@@ -387,10 +402,10 @@ def nested(parent: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
         active = patiently(
             lambda: mlflow.start_run(
                 experiment_id=above.info.experiment_id,
-                run_name=name,
+                run_name=as_utf8(name),
                 nested=True,
                 parent_run_id=parent,
-                tags=dict(tags),
+                tags={key: as_utf8(text) for key, text in tags.items()},
                 log_system_metrics=False,
             )
         )
@@ -485,7 +500,7 @@ try:
 except psutil.NoSuchProcess:
     pass
 from mlflow.tracking import MlflowClient
-MlflowClient(sys.argv[2]).delete_run(sys.argv[3])
+MlflowClient().delete_run(sys.argv[2])
 """
 
 
@@ -501,14 +516,9 @@ def give_up(run_id: str, continues: str) -> None:
         patiently(lambda: client.delete_run(run_id))
     else:
         subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                DELETE_WHEN_GONE,
-                str(parent.pid),
-                mlflow.get_tracking_uri(),
-                run_id,
-            ],
+            [sys.executable, "-c", DELETE_WHEN_GONE, str(parent.pid), run_id],
+            # Not an argument: everybody on the machine can read those, and it may hold a password.
+            env={**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
