@@ -437,7 +437,7 @@ def test_addresses_of_storages():
     assert runs_here(this_worker()) and not runs_here({**this_worker(), "started": 1.0})
 
 
-@pytest.mark.parametrize("name", ["lr (cosface)", "a//b", "../lr", "lr=", "l" * 246])
+@pytest.mark.parametrize("name", ["lr (cosface)", "a//b", "lr/", "lr=", "l" * 246])
 def test_a_parameter_whose_name_mlflow_refuses_is_told_before_any_work(options, name):
     text = SPACE.replace("  lr: {", f"  {json.dumps(name)}: {{setting: lr, ")
     space = write_space(Path(options["space"]).parent, text)
