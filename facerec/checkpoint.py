@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +44,7 @@ class Checkpoints:
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
         """Writes a checkpoint and drops those before the newest `keep`."""
         flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        content = save(flat, metadata={"state": json.dumps(state)})
+        content = save(flat, metadata={"state": json.dumps({**state, "saved": time.time()})})
         path = self.folder / NAME.format(step)
         for left in self.folder.glob(DRAFT + "*"):  # of a process that was killed while writing
             left.unlink(missing_ok=True)
@@ -68,6 +70,19 @@ class Checkpoints:
             except InputError as error:
                 damaged.append(str(error))
         return None, damaged
+
+
+def saved_at(path: Path) -> float:
+    """When a checkpoint was written, in seconds since 1970, by its own word: a copy has another time.
+
+    By the file's time where an older version wrote it; 0 where it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            seconds = json.loads(file.metadata()["state"]).get("saved", path.stat().st_mtime)
+        return float(seconds) if math.isfinite(seconds) else 0.0
+    except (*UNREADABLE, AttributeError, OverflowError):
+        return 0.0
 
 
 def read(path: Path) -> Checkpoint:

@@ -18,11 +18,12 @@ from facerec.urls import without_password
 DEFAULT = "facerec"
 NAME, ID = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
 # Columns of MLflow's databases, which SQLite does not enforce.
-LONGEST = {"experiment": 256, "run_name": 250, "register": 256, "name": 256}
+LONGEST = {"experiment": 256, "run_name": 250, "register": 256, "name": 256, "parameter": 250}
 RULES = {
     "experiment": "_validate_experiment_name",
     "register": "_validate_model_name",
     "name": "_validate_model_name",
+    "parameter": "_validate_tag_name",
 }
 
 
@@ -105,7 +106,7 @@ def check_name(setting: str, value: str, by: str | None = None) -> None:
     """Raises InputError for a value that MLflow would refuse.
 
     Args:
-        setting: experiment, run_name, register or name (of registered models), or alias.
+        setting: experiment, run_name, register or name (of registered models), or parameter (a tag of a study).
         by: where it was said, for the message.
     """
     by = by or f"{setting}={shown(value, 80)}"

@@ -19,7 +19,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from facerec.paths import is_uri, located
-from facerec.settings import InputError, expanded, one_line
+from facerec.settings import InputError, expanded
 from facerec.urls import without_password
 
 SHIPPED = ("pretrained", "pretrained-lfw")
@@ -92,12 +92,14 @@ def fetch(uri: str, folder: str) -> Path:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    from facerec.store_errors import reason_of
     from facerec.tracking import few_retries
 
     try:
         with no_artifact_bars(), few_retries():
             path = mlflow.artifacts.download_artifacts(f"{uri}/{MODEL_FOLDER}", dst_path=folder)
     except (MlflowException, OSError, ImportError, SQLAlchemyError) as error:
-        where, reason = map(without_password, (mlflow.get_tracking_uri(), one_line(error)))
-        raise InputError(f"model {uri} cannot be fetched from {where}: {reason[:300]}") from None
+        where = without_password(mlflow.get_tracking_uri())
+        reason = reason_of(error)[:300]
+        raise InputError(f"model {uri} cannot be fetched from {where}: {reason}") from None
     return Path(path)

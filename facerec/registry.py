@@ -37,7 +37,8 @@ from facerec.model_folder import ModelConfig, read_model
 from facerec.model_source import no_artifact_bars
 from facerec.promotion import beats
 from facerec.provenance import data_name
-from facerec.settings import InputError, one_line
+from facerec.settings import InputError
+from facerec.store_errors import reason_of
 from facerec.tracking import patiently
 
 NAME = "model"
@@ -160,7 +161,7 @@ def register(
         version = _version(run_id, name)
     except (InputError, MlflowException, OSError) as error:
         raise InputError(
-            f"run {run_id} cannot be registered as {name}: {one_line(error)[:300]}"
+            f"run {run_id} cannot be registered as {name}: {reason_of(error)[:300]}"
         ) from None
     if alias is None:
         return Registration(version, False, f"{name} version {version} registered")
@@ -168,7 +169,7 @@ def register(
         return _promote(run_id, name, version, alias, force)
     except (InputError, MlflowException, OSError) as error:
         raise InputError(
-            f"{name} version {version} is registered, but the alias {alias} cannot move to it: {one_line(error)[:300]}"
+            f"{name} version {version} is registered, but the alias {alias} cannot move to it: {reason_of(error)[:300]}"
         ) from None
 
 

@@ -19,7 +19,8 @@ from facerec.page import write_html
 from facerec.privacy import may_keep_faces
 from facerec.provenance import model_card, provenance
 from facerec.registry import log_model
-from facerec.settings import InputError, one_line
+from facerec.settings import InputError
+from facerec.store_errors import reason_of
 from facerec.teacher import TEACHERS
 from facerec.tracking import Run, say
 from facerec.trainer import Trainer
@@ -86,7 +87,7 @@ def keep_results(
             run.tag({"model.sha256": weights})
     # ImportError: of a store's client.
     except (InputError, MlflowException, OSError, ImportError) as error:
-        raise run.kept(one_line(error)[:300]) from error
+        raise run.kept(reason_of(error)[:300]) from error
     say(f"model: runs:/{run.id}/model (epoch {int(best['epoch'])}); files in {folder}")
 
 

@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from facerec.checkpoint import Checkpoint, Checkpoints
+import torch
+
+from facerec.checkpoint import Checkpoint, Checkpoints, saved_at
+from facerec.compute import resolve_device
 from facerec.data.sources import WHICH_DATA
 from facerec.data.store import Store
 from facerec.paths import located
@@ -25,6 +28,8 @@ from facerec.settings import (
     read_recipe,
     validate,
 )
+from facerec.tracking import say
+from facerec.workers import usable_cores
 
 try:
     import fcntl
@@ -89,6 +94,33 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def same_threads(checkpoint: Checkpoint | None, device: str) -> Iterator[None]:
+    """Within the block a CPU computes with as many threads as the training was begun with, or it is said why not.
+
+    Sums are split by threads, so that another number gives other last digits. Our kernels take PyTorch's number.
+    """
+    before, begun = torch.get_num_threads(), checkpoint and checkpoint.state.get("threads")
+    if type(begun) is not int or begun == before or resolve_device(device).type != "cpu":
+        yield
+        return
+    if not 1 <= begun <= usable_cores():
+        say(
+            f"the run was begun with {begun} threads and goes on with {before}, since {usable_cores()} cores are here: "
+            "the same bits are promised for the same number only"
+        )
+        yield
+        return
+    say(
+        f"the run was begun with {begun} thread(s) and goes on with as many; here {before} are usual"
+    )
+    torch.set_num_threads(begun)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def find(output: str, resume: str) -> Resumed:
     """The newest whole checkpoint of a run.
 
@@ -106,7 +138,7 @@ def find(output: str, resume: str) -> Resumed:
             raise InputError(
                 f"resume=last: no run in {folder.resolve()} has a checkpoint; name the folder by output"
             )
-        resume = max(saved, key=lambda path: path.stat().st_mtime_ns).parent.parent.name
+        resume = max(saved, key=saved_at).parent.parent.name
     if not RUN_ID.fullmatch(resume):
         raise InputError(
             f"resume={resume}: give the id of an MLflow run (32 hexadecimal digits), or last"
@@ -132,7 +164,7 @@ def asked_to_resume(given: Mapping[str, Any], config: str | None) -> str | None:
 
 
 def settings_of_checkpoint(model: type[Settings], given: Mapping[str, Any]) -> Any:
-    """Settings of the run that `given["resume"]` names.
+    """Settings of the run that `given["resume"]` names; its folder is where its checkpoint was found.
 
     Args:
         given: what the command line says.
@@ -160,4 +192,12 @@ def settings_of_checkpoint(model: type[Settings], given: Mapping[str, Any]) -> A
             "leave them out to go on with it, or start a new run"
         )
     free = {key: value for key, value in given.items() if key in FREE}
-    return validate(model, {**known, **free, "resume": resumed.run_id}, lambda key: "checkpoint")
+    if not is_cache(str(known.get("cache"))):
+        known.pop("cache", None)
+    here = {"output": output, "resume": resumed.run_id}
+    return validate(model, {**known, **free, **here}, lambda key: "checkpoint")
+
+
+def is_cache(folder: str) -> bool:
+    """Whether a cache folder is there: where there is none, a checkpoint's text makes none."""
+    return any((Path(located(folder)) / part).is_dir() for part in ("stores", "teachers"))

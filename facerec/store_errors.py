@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from facerec.settings import one_line
-from facerec.urls import without_password
+from facerec.urls import without_password, without_secrets
 
 AWAY = (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError)
 BEHIND_A_PROXY = re.compile(r"failed with error code 50[234]\b|too many 50[0-9] error responses")
@@ -38,11 +38,13 @@ def trouble(error: BaseException) -> str:
 
 def reason_of(error: BaseException) -> str:
     """What an error says, without passwords and SQL."""
-    return without_password(STATEMENT.sub("", one_line(error)))
+    return without_secrets(STATEMENT.sub("", one_line(error)), mlflow.get_tracking_uri())
 
 
 def is_away(error: BaseException) -> bool:
     """Whether nobody has answered, as opposed to: the answer was no."""
+    if getattr(error, "error_code", None) in REFUSED:  # whatever came before it
+        return False
     for one in chain(error):
         if isinstance(one, AWAY) or BEHIND_A_PROXY.search(str(one)):
             return True

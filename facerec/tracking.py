@@ -11,15 +11,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import mlflow
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient, fluent
 from pydantic import Field
@@ -31,17 +32,21 @@ from facerec.data.files import disk_told
 from facerec.data.store import Store
 from facerec.experiment import experiment_id, find_experiment
 from facerec.interrupt import held, stop_at_once
-from facerec.outbox import Entry, Outbox
+from facerec.outbox import REFUSED as REFUSED_ENTRIES
+from facerec.outbox import Entry, Outbox, Refused
 from facerec.paths import PathText, as_given, launch_folder, launcher
 from facerec.privacy import PrivacySettings
 from facerec.settings import InputError, Settings, as_params, as_utf8, canonical
 from facerec.store_errors import REFUSED, is_away, reason_of, trouble
-from facerec.urls import with_driver, without_password
+from facerec.urls import account, with_driver, without_password
 
 BUSY_SECONDS = 60
-END_SECONDS = 20  # that the end of a training waits for a tracking server that is away
+SILENT_SECONDS = 20  # after which a training does not wait any longer for its tracking server
+AT_ONCE = {"metrics": 1000, "params": 100, "tags": 100}  # that MLflow takes in a request
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 SQLITE = "sqlite:///"
+SERVERS = ("http://", "https://")
+USERNAME, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 
 
 class TrackingSettings(PrivacySettings):
@@ -71,7 +76,8 @@ def absolute_tracking_uri() -> None:
     """Makes a relative sqlite URI absolute, and names PostgreSQL's driver, once, before MLflow opens it.
 
     `mlflow run` changes into the project, where the same relative URI would be another database; there the folder
-    in which `mlflow run` was typed counts.
+    in which `mlflow run` was typed counts. A server's account moves from its URI to MLflow's own variables, since
+    MLflow prints the URI.
 
     Raises:
         InputError: if an old file store in ./mlruns would make MLflow refuse to work.
@@ -93,6 +99,10 @@ def absolute_tracking_uri() -> None:
         )
     else:
         absolute = with_driver(uri)
+    if uri.startswith(SERVERS):
+        absolute, user, password = account(uri)
+        if password:
+            os.environ[USERNAME], os.environ[PASSWORD] = unquote(user), unquote(password)
     if absolute != uri:
         os.environ["MLFLOW_TRACKING_URI"] = absolute
         mlflow.set_tracking_uri(absolute)
@@ -122,6 +132,7 @@ class Run:
     def __init__(self, run_id: str) -> None:
         self.id, self.uri, self.client = run_id, mlflow.get_tracking_uri(), MlflowClient()
         self.outbox: Outbox | None = None
+        self.steps: dict[str, set[int]] = {}  # metric → steps that are there, of those asked for
 
     @contextmanager
     def keeping(self, folder: Path) -> Iterator[None]:
@@ -134,24 +145,37 @@ class Run:
             path = folder / "outbox.jsonl"
             with disk_told(path):
                 self.outbox = Outbox(
-                    path, self.try_to_send, lambda count, why: self.tell(path, why)
+                    path,
+                    self.try_to_send,
+                    lambda count, why: self.tell(path, why),
+                    lambda why: self.set_aside(path, why),
                 )
             try:
                 self.deliver()  # what an earlier process left
                 yield
                 self.deliver()
             finally:
-                self.outbox.flush(1)
-                self.outbox.close()
+                self.outbox.close(1)
                 self.outbox = None
 
     def deliver(self) -> None:
         """Waits until all is sent.
 
         Raises:
-            InputError: if the tracking store is away for longer than `END_SECONDS`; all is kept.
+            InputError: if the tracking store is silent for `SILENT_SECONDS`; all is kept.
         """
-        if self.outbox and self.outbox.flush(END_SECONDS):
+        if self.outbox is None:
+            return
+        started, before = time.monotonic(), len(self.outbox.waiting)
+
+        def progress(left: int) -> None:
+            seconds, sent = time.monotonic() - started, before - left
+            rate = (
+                f"{sent / seconds:.1f} a second, {left * seconds / sent:.0f} s left" if sent else ""
+            )
+            say(f"MLflow: {sent} of {before} entries sent{', ' + rate if rate else ''}")
+
+        if self.outbox.flush(SILENT_SECONDS, progress):
             raise self.kept(self.outbox.trouble or "it does not answer")
 
     def kept(self, reason: str) -> InputError:
@@ -175,38 +199,79 @@ class Run:
         if thread is not None and not thread.is_alive():  # it gives up when a server is away
             monitor.start()
 
+    def set_aside(self, path: Path, reason: str) -> None:
+        """Says, on the console and in the run, that the store refuses an entry.
+
+        Raises:
+            MlflowException: the store does not take this either, so that the entry is not to blame.
+        """
+        patiently(lambda: self.client.set_tag(self.id, "outbox.refused", as_utf8(reason)))
+        kept = path.with_name(REFUSED_ENTRIES)
+        say(
+            f"MLflow at {without_password(self.uri)}: {reason}; the entry is set aside in {kept}, and the rest is sent"
+        )
+
     def put(self, entry: Entry) -> None:
         """Sends an entry, through the outbox where there is one."""
         if self.outbox:
             with disk_told(self.outbox.path):
                 self.outbox.put(entry)
         else:
-            self.send(entry)
+            self.send([entry])
 
-    def try_to_send(self, entry: Entry, again: bool) -> None:
+    def try_to_send(self, entries: Sequence[Entry], again: bool) -> None:
         """`send`, whose error says whether the store is away, or refuses what it is sent."""
         try:
-            self.send(entry, again)
+            self.send(entries, again)
         except Exception as error:  # of a store or a network
-            kind = "is away" if is_away(error) else "refuses"
-            raise RuntimeError(f"it {kind}: {reason_of(error)[:200]}") from error
+            self.steps.clear()  # it may have done what it did not answer
+            reason = reason_of(error)[:200]
+            if is_away(error):
+                raise RuntimeError(f"it is away: {reason}") from error
+            raise Refused(f"it refuses: {reason}") from error
 
-    def send(self, entry: Entry, again: bool = False) -> None:
+    def send(self, entries: Sequence[Entry], again: bool = False) -> None:
         """Logs metrics, parameters and tags; `again` leaves out metrics whose step is there."""
-        if params := entry.get("params"):
-            known = patiently(lambda: self.client.get_run(self.id)).data.params
-            new = {key: as_utf8(value) for key, value in params.items() if key not in known}
-            missing = [Param(key, value) for key, value in new.items()]
-            patiently(lambda: self.client.log_batch(self.id, params=missing))
-        if rows := entry.get("metrics"):
-            metrics = [Metric(*row) for row in rows]
-            if again or entry.get("once"):
-                there = {key: self.logged_steps(key) for key in {m.key for m in metrics}}
-                metrics = [m for m in metrics if m.step not in there[m.key]]
-            patiently(lambda: self.client.log_batch(self.id, metrics=metrics))
-        for key, text in entry.get("tags", {}).items():
-            text = as_utf8(text)
-            patiently(lambda key=key, text=text: self.client.set_tag(self.id, key, text))
+        params: dict[str, str] = {}
+        tags: dict[str, str] = {}
+        metrics: list[Metric] = []
+        for entry in entries:
+            params = {**entry.get("params", {}), **params}  # the first counts
+            tags |= entry.get("tags", {})
+            metrics += [Metric(*row) for row in entry.get("metrics", [])]
+            again = again or entry.get("once", False)
+        if params:
+            known = self.ask(lambda: self.client.get_run(self.id)).data.params
+            self.log_batches(
+                "params", [Param(k, as_utf8(v)) for k, v in params.items() if k not in known]
+            )
+        self.log_batches("metrics", self.new(metrics) if again else metrics)
+        self.log_batches("tags", [RunTag(as_utf8(k), as_utf8(v)) for k, v in tags.items()])
+
+    def log_batches(self, kind: str, items: Sequence[Any]) -> None:
+        """As few requests as MLflow allows."""
+        size = AT_ONCE[kind]
+        for first in range(0, len(items), size):
+            part = {kind: items[first : first + size]}
+            self.ask(lambda part=part: self.client.log_batch(self.id, **part))
+
+    def new(self, metrics: Sequence[Metric]) -> list[Metric]:
+        """Those whose step is not there."""
+        for key in {metric.key for metric in metrics} - self.steps.keys():
+            self.steps[key] = self.logged_steps(key)
+        kept = []
+        for metric in metrics:
+            if metric.step not in self.steps[metric.key]:
+                self.steps[metric.key].add(metric.step)
+                kept.append(metric)
+        return kept
+
+    def ask(self, call: Callable[[], Any]) -> Any:
+        """`patiently`; an answer is a sign of life."""
+        answer = patiently(call)
+        if self.outbox:
+            self.outbox.alive()
+        return answer
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Adds what the run does not hold yet; a parameter is never said twice, and a path as it was given."""
@@ -224,7 +289,7 @@ class Run:
 
     def logged_steps(self, key: str) -> set[int]:
         """Steps at which a metric stands already."""
-        return {m.step for m in patiently(lambda: self.client.get_metric_history(self.id, key))}
+        return {m.step for m in self.ask(lambda: self.client.get_metric_history(self.id, key))}
 
     def tag(self, tags: Mapping[str, Any]) -> None:
         """Sets tags."""
@@ -253,7 +318,7 @@ class Run:
     def log_data(self, store: Store, context: str) -> None:
         """The data set, by name and digest, as the run's input."""
         source = LocalArtifactDatasetSource(as_given(as_utf8(str(store.root))))
-        dataset = MetaDataset(source=source, name=store.name, digest=store.digest[:32])
+        dataset = MetaDataset(source=source, name=as_utf8(store.name), digest=store.digest[:32])
         patiently(lambda: mlflow.log_input(dataset, context=context))
         counts = {part: len(store.indices(part)) for part in ("train", "val", "test")}
         self.tag(
@@ -287,13 +352,18 @@ def track(settings: TrackingSettings, run_id: str | None = None) -> Iterator[Run
             raise InputError(trouble(error)) from error
 
 
+def joined_run() -> str | None:
+    """Id of the run that `mlflow run` has made for this process."""
+    return os.environ.get("MLFLOW_RUN_ID") or None
+
+
 def open_run(settings: TrackingSettings, run_id: str | None) -> Run:
     """The active run of `track`."""
     try:
         absolute_tracking_uri()
         if settings.system_metrics:
             mlflow.set_system_metrics_sampling_interval(10)
-        started = os.environ.get("MLFLOW_RUN_ID")
+        started = joined_run()
         if run_id or started:
             check_known(run_id or started)
         if run_id and started and started != run_id:
@@ -304,7 +374,7 @@ def open_run(settings: TrackingSettings, run_id: str | None) -> Run:
             lambda: mlflow.start_run(
                 run_id=joined,
                 experiment_id=above,
-                run_name=None if joined else settings.run_name,
+                run_name=None if joined or not settings.run_name else as_utf8(settings.run_name),
                 log_system_metrics=settings.system_metrics,
             )
         )
@@ -333,10 +403,10 @@ def nested(parent: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
         active = patiently(
             lambda: mlflow.start_run(
                 experiment_id=above.info.experiment_id,
-                run_name=name,
+                run_name=as_utf8(name),
                 nested=True,
                 parent_run_id=parent,
-                tags=dict(tags),
+                tags={key: as_utf8(text) for key, text in tags.items()},
                 log_system_metrics=False,
             )
         )
@@ -431,7 +501,7 @@ try:
 except psutil.NoSuchProcess:
     pass
 from mlflow.tracking import MlflowClient
-MlflowClient(sys.argv[2]).delete_run(sys.argv[3])
+MlflowClient().delete_run(sys.argv[2])
 """
 
 
@@ -447,14 +517,9 @@ def give_up(run_id: str, continues: str) -> None:
         patiently(lambda: client.delete_run(run_id))
     else:
         subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                DELETE_WHEN_GONE,
-                str(parent.pid),
-                mlflow.get_tracking_uri(),
-                run_id,
-            ],
+            [sys.executable, "-c", DELETE_WHEN_GONE, str(parent.pid), run_id],
+            # Not an argument: everybody on the machine can read those, and it may hold a password.
+            env={**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

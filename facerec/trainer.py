@@ -381,6 +381,7 @@ class Trainer:
             "history": self.history,
             "sums": self.sums,
             "precision": self.precision,
+            "threads": torch.get_num_threads(),
         }
         self.save(self.step, {k: v.clone() for k, v in tensors.items()}, state)
         self.saved_at = time.monotonic()

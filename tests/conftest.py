@@ -11,7 +11,10 @@ import pytest
 from mlflow.tracking import MlflowClient, fluent
 
 PROJECT = Path(__file__).parent.parent
-MLFLOW_SETS = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
+MLFLOW_SETS = (
+    "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ from facerec.settings import InputError
 from facerec.trainer import TrainingFailed
 from tests.conftest import PROJECT
 from tests.data.picture_files import people
+from tests.proxy import proxy
 from tests.test_tracking import kill, port, serve  # noqa: F401
 from tests.test_train_command import TINY, environment, flags
 from tests.test_trainer import small, trainer
@@ -140,6 +141,12 @@ def test_training_goes_on_while_its_server_is_away(tmp_path, port):  # noqa: F81
         kill(server)
 
 
+HASTY = """
+from facerec import tracking
+tracking.SILENT_SECONDS = 1  # less than the requests take together, more than one of them
+"""
+
+
 def test_a_server_that_stays_away_loses_nothing(tmp_path, port):  # noqa: F811
     server, uri = serve(tmp_path, port), f"http://127.0.0.1:{port}"
     try:
@@ -155,7 +162,9 @@ def test_a_server_that_stays_away_loses_nothing(tmp_path, port):  # noqa: F811
         code, said = ended(train(tmp_path / "out", "--resume", "last", uri=uri))
         assert code == 2 and "does not answer" in said  # still away
         server = serve(tmp_path, port)
-        code, said = ended(train(tmp_path / "out", "--resume", folder.name, uri=uri))
+        with proxy(uri, delay=0.2) as slow:
+            process = train(tmp_path / "out", "--resume", folder.name, uri=slow.url, fault=HASTY)
+            code, said = ended(process)
         assert code == 0, said
         check_whole(uri, folder.name, 3)
         assert not (folder / "outbox.jsonl").exists()

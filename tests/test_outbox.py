@@ -8,19 +8,21 @@ import time
 import pytest
 
 from facerec import outbox
-from facerec.outbox import Outbox, read
+from facerec.outbox import MOST, REFUSED, Outbox, Refused, read
 
 
 class Server:
     """Answers when it is up; what it took, and whether it was said to be sent again."""
 
-    def __init__(self, up: bool = True) -> None:
-        self.up, self.took = up, []
+    def __init__(self, up: bool = True, refuses: tuple[int, ...] = ()) -> None:
+        self.up, self.refuses, self.took = up, refuses, []
 
-    def __call__(self, entry, again):
+    def __call__(self, entries, again):
         if not self.up:
             raise OSError("nobody there")
-        self.took.append((entry["n"], again))
+        if any(entry["n"] in self.refuses for entry in entries):
+            raise Refused("no such thing")
+        self.took += [(entry["n"], again) for entry in entries]
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +49,7 @@ def test_what_waits_is_on_disk_and_goes_out_when_the_server_is_back(tmp_path):
     assert box.flush(0.2) == 3 and box.trouble == "nobody there"
     server.up = True
     assert box.flush(20) == 0
-    assert server.took == [(0, True), (1, False), (2, False)]
+    assert server.took == [(0, True), (1, True), (2, True)]
     box.close()
     for _ in range(100):
         if len(told) == 2:
@@ -61,6 +63,7 @@ def test_what_a_process_left_is_sent_by_the_next_without_a_line_cut_short(tmp_pa
     path.write_bytes(b'{"n": 0}\n{"n": 1}\n{"n": 2')
     server = Server()
     box = Outbox(path, server)
+    assert box.flush(20) == 0
     box.put({"n": 3})
     assert box.flush(20) == 0 and server.took == [(0, True), (1, True), (3, False)]
     box.close()
@@ -68,11 +71,70 @@ def test_what_a_process_left_is_sent_by_the_next_without_a_line_cut_short(tmp_pa
 
 def test_putting_never_waits_for_the_server(tmp_path):
     release = threading.Event()
-    box = Outbox(tmp_path / "outbox.jsonl", lambda entry, again: release.wait(20))
+    box = Outbox(tmp_path / "outbox.jsonl", lambda entries, again: release.wait(20))
     start = time.monotonic()
     for n in range(20):
         box.put({"n": n})
     assert time.monotonic() - start < 5 and len(read(box.path)) == 20
     release.set()
     assert box.flush(20) == 0
+    box.close()
+
+
+def test_slowness_is_not_silence_and_what_is_sent_is_marked_at_once(tmp_path):
+    path, left = tmp_path / "outbox.jsonl", []
+    path.write_text("".join(f'{{"n": {n}}}\n' for n in range(10 * MOST)))
+
+    def slow(entries, again):
+        opened.wait(20)
+        left.append(len(read(path)))
+        for _ in range(4):  # requests, which together take longer than the silence that is borne
+            time.sleep(0.03)
+            box.alive()
+
+    opened = threading.Event()
+    box = Outbox(path, slow)
+    opened.set()
+    told: list[int] = []
+    assert box.flush(0.1, told.append, every=0.1) == 0
+    box.close()
+    assert left == [MOST * n for n in range(10, 0, -1)]
+    assert told and told == sorted(told, reverse=True)
+
+
+def test_silence_ends_the_wait_also_where_a_part_of_each_attempt_is_answered(tmp_path):
+    def half(entries, again):
+        box.alive()
+        raise OSError("gone in between")
+
+    box = Outbox(tmp_path / "outbox.jsonl", half)
+    box.put({"n": 0})
+    assert box.flush(0.3) == 1
+    box.close()
+
+
+def test_an_entry_that_is_refused_is_set_aside_and_holds_up_nothing(tmp_path):
+    path, told = tmp_path / "outbox.jsonl", []
+    path.write_text("".join(f'{{"n": {n}}}\n' for n in range(100)))
+    server = Server(refuses=(0, 17, 18, 99))
+    box = Outbox(path, server, refused=told.append)
+    assert box.flush(20) == 0 and not path.exists() and box.trouble is None
+    box.close()
+    assert [n for n, _ in server.took] == [n for n in range(100) if n not in server.refuses]
+    aside = [{"reason": "no such thing", "entry": {"n": n}} for n in server.refuses]
+    assert read(tmp_path / REFUSED) == aside and told == ["no such thing"] * 4
+
+
+def test_a_store_that_refuses_whatever_it_is_sent_is_waited_for(tmp_path):
+    def refused(reason):
+        raise OSError("this, too")
+
+    server = Server(refuses=(0, 1))
+    box = Outbox(tmp_path / "outbox.jsonl", server, refused=refused)
+    for n in range(2):
+        box.put({"n": n})
+    assert box.flush(0.3) == 2 and box.trouble == "no such thing"
+    assert not (tmp_path / REFUSED).exists()
+    server.refuses = ()
+    assert box.flush(20) == 0 and [n for n, _ in server.took] == [0, 1]
     box.close()

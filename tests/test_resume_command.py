@@ -10,13 +10,16 @@ import sys
 import time
 
 import pytest
+import torch
 from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
+from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.cli import ENTRIES, load
-from facerec.resume import settings_of_checkpoint
-from facerec.settings import InputError
+from facerec.commands.train import TrainSettings, lead
+from facerec.resume import Resumed, alone, find, same_threads, settings_of_checkpoint
+from facerec.settings import InputError, as_params, resolve
 from tests.conftest import PROJECT
 from tests.models import make_model
 from tests.test_train_command import TINY, environment, flags, mlflow_run
@@ -115,3 +118,62 @@ def test_what_cannot_be_resumed_is_told(tmp_path, own_tracking):
     shutil.rmtree(tmp_path / run_id / "checkpoints")
     with pytest.raises(InputError, match="resume=last"):
         settings()
+
+
+@pytest.mark.parametrize("by", ["resume", "MLFLOW_RUN_ID"])
+def test_who_is_refused_a_run_leaves_it_as_it_is(tmp_path, own_tracking, monkeypatch, by):
+    client = MlflowClient()
+    run_id = client.create_run(client.get_experiment_by_name("facerec").experiment_id).info.run_id
+    resumed = Resumed(run_id, Checkpoint(0, {}, {}), []) if by == "resume" else None
+    if by == "MLFLOW_RUN_ID":
+        monkeypatch.setenv(by, run_id)
+    before = client.get_run(run_id)
+    settings = resolve(TrainSettings, {"output": str(tmp_path)})
+    with alone(tmp_path / run_id), pytest.raises(InputError, match="by another process"):
+        lead(settings, None, None, resumed)
+    after = client.get_run(run_id)
+    assert after.info.status == "RUNNING" and after.data.tags == before.data.tags
+
+
+@pytest.mark.parametrize(
+    ("begun", "used", "said"),
+    [(1, 1, "goes on with as many"), (10**9, 2, "cores are here"), ("1", 2, ""), (None, 2, "")],
+)
+def test_threads_of_a_run_are_kept_or_it_is_said_why_not(capsys, begun, used, said):
+    checkpoint, before = Checkpoint(0, {}, {"threads": begun}), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with same_threads(checkpoint, "cpu"):
+            assert torch.get_num_threads() == used
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    told = capsys.readouterr().err
+    assert said in told and bool(said) == bool(told)
+
+
+def test_last_is_by_what_checkpoints_say_and_not_by_when_they_were_copied(tmp_path, monkeypatch):
+    for number, seconds in ((1, 300.0), (2, 200.0), (3, 100.0)):
+        monkeypatch.setattr("facerec.checkpoint.time.time", lambda seconds=seconds: seconds)
+        run = Checkpoints(tmp_path / (str(number) * 32) / "checkpoints")
+        path = run.save(number, {"w": torch.zeros(1)}, {})
+        os.utime(path, (number * 1e6, number * 1e6))
+    assert find(str(tmp_path), "last").run_id == "1" * 32
+    path.write_bytes(b"damaged")
+    assert find(str(tmp_path), "last").run_id == "1" * 32
+
+
+def test_a_checkpoint_does_not_say_where_folders_are_made(tmp_path):
+    elsewhere = {"output": str(tmp_path / "elsewhere"), "cache": str(tmp_path / "cache")}
+    state = {"settings": as_params(resolve(TrainSettings, elsewhere))}
+    run = Checkpoints(tmp_path / "out" / ("a" * 32) / "checkpoints")
+    run.save(1, {"w": torch.zeros(1)}, state)
+
+    def settings(**given):
+        here = {"output": str(tmp_path / "out"), "resume": "last"}
+        return settings_of_checkpoint(TrainSettings, {**here, **given})
+
+    assert settings().output == str(tmp_path / "out") and settings().cache is None
+    assert settings(cache=elsewhere["cache"]).cache == elsewhere["cache"]
+    (tmp_path / "cache" / "stores").mkdir(parents=True)
+    assert settings().cache == elsewhere["cache"]  # a cache, and of that run most likely

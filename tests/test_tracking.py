@@ -11,11 +11,15 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import mlflow
+import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
+from facerec import outbox, tracking
+from facerec.outbox import REFUSED, line, read
 from facerec.settings import InputError
 from facerec.tracking import TrackingSettings, absolute_tracking_uri, reach_tracking, track
 from tests.test_train_command import TINY, environment, flags
@@ -96,10 +100,12 @@ def test_training_on_an_http_server(server, tmp_path):
         "train",
         *flags({**TINY, "output": str(tmp_path / "out")}),
     ]
+    uri = server.replace("://", "://me:hush%40hush@")
     done = subprocess.run(
-        command, env=environment(MLFLOW_TRACKING_URI=server), capture_output=True, text=True
+        command, env=environment(MLFLOW_TRACKING_URI=uri), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    assert "View run" in done.stdout and "hush" not in done.stdout + done.stderr
     client = MlflowClient(server)
     (run,) = client.search_runs([client.get_experiment_by_name("facerec").experiment_id])
     assert run.info.status == "FINISHED" and run.data.params["epochs"] == "1"
@@ -117,6 +123,27 @@ def test_a_server_that_does_not_answer_is_one_sentence_before_any_work(monkeypat
     mlflow.set_tracking_uri(None)
     with pytest.raises(InputError, match="does not answer"):
         reach_tracking()
+
+
+def test_an_account_leaves_the_uri_for_the_variables_of_mlflow(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me%40home:hu%2Fsh@host:5000/path")
+    monkeypatch.setattr(mlflow, "set_tracking_uri", lambda uri: None)
+    absolute_tracking_uri()
+    assert os.environ["MLFLOW_TRACKING_URI"] == "https://host:5000/path"
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me@home"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "hu/sh"
+
+
+def test_the_helper_of_mlflow_run_has_no_password_in_its_command_line(monkeypatch):
+    uri, started = "postgresql://me:hush@host/db", []
+    monkeypatch.setenv("MLFLOW_RUN_ID", "a" * 32)
+    monkeypatch.setattr(tracking, "MlflowClient", MagicMock())
+    monkeypatch.setattr(tracking, "launcher", psutil.Process)
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **more: started.append((args, more)))
+    tracking.give_up("a" * 32, "b" * 32)
+    ((args, more),) = started
+    assert "hush" not in str(args) and more["env"]["MLFLOW_TRACKING_URI"] == uri
 
 
 @pytest.mark.parametrize("uri", ["databricks", "file:mlruns", "./mlruns"])
@@ -172,3 +199,70 @@ def test_a_failed_run_is_marked_and_parameters_are_said_once(own_tracking):
         raise RuntimeError
     found = MlflowClient().get_run(run.id)
     assert found.info.status == "FAILED" and found.data.params == {"lr": "0.001", "epochs": "2"}
+
+
+NAMES = ("train/loss", "train/lr", "val/map_at_r")
+
+
+def epoch(number: int) -> outbox.Entry:
+    return {"metrics": [[name, number / 10, 1000 + number, number] for name in NAMES]}
+
+
+def test_what_waits_is_sent_in_few_requests_each_step_once(tmp_path, own_tracking, monkeypatch):
+    with track(TrackingSettings(system_metrics=False)) as run:
+        for number in range(5):  # the server did these, and died before it answered
+            run.send([epoch(number)])
+        left = [{"params": {"lr": "1"}}, *map(epoch, range(39)), {"tags": {"a": "caf\udce9"}}]
+        (tmp_path / "outbox.jsonl").write_bytes(b"".join(map(line, left)))
+        client, run.client = run.client, MagicMock(wraps=run.client)
+        with run.keeping(tmp_path):
+            pass
+    assert len(run.client.method_calls) == len(NAMES) + 4
+    assert not list(tmp_path.iterdir())
+    for name in NAMES:
+        history = client.get_metric_history(run.id, name)
+        assert [(m.step, m.value) for m in history] == [(n, n / 10) for n in range(39)]
+    data = client.get_run(run.id).data
+    assert data.params == {"lr": "1"} and data.tags["a"] == r"caf\xe9"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"metrics": [["loss (a)", 1.0, 1, 1]]},
+        {"metrics": [["loss\ud800", 1.0, 1, 1]]},
+        {"metrics": [["loss", "high", 1, 1]]},
+        {"metrics": [["loss"]]},
+        {"tags": {"a (b)": "c"}},
+        {"tags": {"a": 5}},
+        {"params": [1]},
+    ],
+)
+def test_an_entry_that_mlflow_refuses_is_set_aside(
+    tmp_path, own_tracking, monkeypatch, capsys, bad
+):
+    monkeypatch.setattr(outbox, "PAUSE", 0.01)
+    left = [epoch(1), bad, epoch(2)]
+    (tmp_path / "outbox.jsonl").write_bytes(b"".join(map(line, left)))
+    with track(TrackingSettings(system_metrics=False)) as run, run.keeping(tmp_path):
+        pass
+    assert [entry["entry"] for entry in read(tmp_path / REFUSED)] == [bad]
+    assert [path.name for path in tmp_path.iterdir()] == [REFUSED]
+    found = run.client.get_run(run.id)
+    assert found.info.status == "FINISHED" and "it refuses" in found.data.tags["outbox.refused"]
+    for name in NAMES:
+        assert [m.step for m in run.client.get_metric_history(run.id, name)] == [1, 2]
+    assert "the entry is set aside" in capsys.readouterr().err
+
+
+def test_a_run_that_is_deleted_keeps_what_waits(tmp_path, own_tracking, monkeypatch):
+    monkeypatch.setattr(outbox, "PAUSE", 0.01)
+    monkeypatch.setattr(tracking, "SILENT_SECONDS", 0.5)
+    with track(TrackingSettings(system_metrics=False)) as run:
+        run.client.delete_run(run.id)
+        left = [epoch(1), epoch(2)]
+        (tmp_path / "outbox.jsonl").write_bytes(b"".join(map(line, left)))
+        with pytest.raises(InputError, match=r"it refuses: .*deleted"), run.keeping(tmp_path):
+            pass
+        assert read(tmp_path / "outbox.jsonl") == left
+        run.client.restore_run(run.id)

@@ -15,6 +15,7 @@ from facerec.data.store import Store
 from facerec.model.network import NetworkSettings, build_network
 from facerec.objective import Objective, ObjectiveSettings
 from facerec.optimization import learning_rate, parameter_groups
+from facerec.resume import same_threads
 from facerec.trainer import Trainer, TrainingFailed
 from facerec.trainer_settings import TrainerSettings, TrainingSettings
 
@@ -158,8 +159,16 @@ def test_resume_ends_with_the_same_weights(tmp_path, stop_after, stage):
         list(killed)
     resumed = trainer(settings)
     resumed.precision = "fp32"  # of another processor: the checkpoint knows better
-    resumed.restore(Checkpoints(tmp_path).newest()[0])
-    list(resumed)
+    checkpoint = Checkpoints(tmp_path).newest()[0]
+    resumed.restore(checkpoint)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3 - min(threads, 2))  # of another machine, or as somebody has set it
+    try:
+        with same_threads(checkpoint, "cpu"):
+            assert torch.get_num_threads() == threads
+            list(resumed)
+    finally:
+        torch.set_num_threads(threads)
     for one, other in (
         (whole.network, resumed.network),
         (whole.average.network, resumed.average.network),

@@ -19,7 +19,7 @@ from facerec import console
 from facerec.model_source import ModelText
 from facerec.paths import PathText, WrittenPath, as_given
 from facerec.privacy import PrivacySettings, may_keep_faces
-from facerec.settings import InputError, expanded, one_line, shown
+from facerec.settings import InputError, expanded, shown
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that `json` is a deprecated method of pydantic's too
@@ -197,13 +197,13 @@ def keep_answer(run_id: str, answer: dict[str, Any]) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    from facerec.store_errors import reason_of
     from facerec.tracking import patiently
-    from facerec.urls import without_password
 
     try:
         patiently(lambda: MlflowClient().log_dict(run_id, answer, "answer.json"))
     except (MlflowException, OSError) as error:
-        reason = without_password(one_line(error))[:200]
+        reason = reason_of(error)[:200]
         print(f"facerec: answer.json is not in run {run_id}: {reason}", file=sys.stderr)
 
 

@@ -31,6 +31,7 @@ from facerec.interrupt import Stopped
 from facerec.page import write_html
 from facerec.paths import PathText, as_given
 from facerec.registry import register
+from facerec.resume import alone
 from facerec.settings import (
     InputError,
     as_params,
@@ -52,6 +53,7 @@ from facerec.workers import supervise
 
 # Settings that a recipe leaves to whoever trains with it.
 NOT_IN_RECIPE = tuple(name for name in NOT_SEARCHED if name not in (*WHICH_DATA, "seed"))
+BEST = "best."  # before a parameter's name, in the tag that holds its best value
 LONGEST_NAME = 100  # of a study that is kept in a file of its name
 FREE = tuple(name for name in NOT_SEARCHED if name != "seed")  # may differ between sessions
 
@@ -127,6 +129,12 @@ def run(settings: SweepSettings, config: str | None = None) -> None:
     space = read_space(settings.space, TrainSettings)
     space.pruner_name(settings.pruner)
     check_sweep(settings)
+    for parameter in space.parameters:
+        check_name(
+            "parameter",
+            BEST + parameter.name,
+            f"space {settings.space}: parameter {parameter.name}",
+        )
     first = {p.setting: p.values[0] for p in space.parameters if not p.when}
     check(validate(TrainSettings, {**trial_settings(settings), **first}))
     reach_tracking(settings)
@@ -187,6 +195,7 @@ def check_sweep(settings: SweepSettings) -> None:
         raise InputError(
             f"study={shown(name)} names a file here: at most {LONGEST_NAME} characters, none of them / \\ :"
         )
+    check_name("run_name", f"best of {name}", f"study={shown(name)}")
     if settings.train_best:
         check_name("register", model_name(settings))
     if settings.resume:
@@ -228,8 +237,9 @@ def join(
         stage = "unknown"
     if stage != "active":
         raise InputError(
-            f"study {name} belongs to MLflow run {parent}, which is {stage} in {mlflow.get_tracking_uri()}: set "
-            "MLFLOW_TRACKING_URI to the store that has it, restore it, or give the study another name"
+            f"study {name} belongs to MLflow run {parent}, which is {stage} in "
+            f"{without_password(mlflow.get_tracking_uri())}: set MLFLOW_TRACKING_URI to the store that has it, "
+            "restore it, or give the study another name"
         )
     return study, parent
 
@@ -289,7 +299,7 @@ def conclude(job: Job, mlflow_run: Run) -> dict[str, Any] | None:
         mlflow_run.log_file(folder / "best.yaml")
         done = count(study, *DONE)
         mlflow_run.log_metrics({f"best/{name}": value for name, value in values.items()}, step=done)
-        tags = {f"best.{name}": value for name, value in best.params.items()}
+        tags = {BEST + name: value for name, value in best.params.items()}
         mlflow_run.tag({"best.trial": best.number, "best.run": run_of_trial, **tags})
     page = study_page(study, list(job.space.objectives), text, f"MLflow run {mlflow_run.id}")
     mlflow_run.log_file(write_html(page, folder / "study.html"))
@@ -318,7 +328,8 @@ def train_best(job: Job, recipe: Mapping[str, Any], mlflow_run: Run) -> None:
     with nested(mlflow_run.id, f"best of {job.study}", {"study": job.study}) as run_of_best:
         run_of_best.log_settings(full, "best.yaml")
         run_of_best.log_data(store, "training")
-        train(full, store, run_of_best)
+        with alone(Path(full.output) / run_of_best.id):
+            train(full, store, run_of_best)
     mlflow_run.tag({"best.model": f"runs:/{run_of_best.id}/model"})
     say(register(run_of_best.id, model_name(settings)).told)
     sys.stderr.flush()

@@ -26,9 +26,10 @@ from facerec.data.align import AlignSettings
 from facerec.data.store import DataSettings, Store, open_store
 from facerec.interrupt import Stopped, stop_softly
 from facerec.model.network import parameter_count
-from facerec.resume import FREE
-from facerec.settings import InputError, as_params, canonical, defaults, one_line, validate
+from facerec.resume import FREE, alone, same_threads
+from facerec.settings import InputError, as_params, canonical, defaults, validate
 from facerec.space import Space
+from facerec.store_errors import reason_of
 from facerec.study import Deaths, count, work
 from facerec.study_storage import make_pruner, make_sampler, open_storage
 from facerec.tracking import Run, bury_nested, nested, say
@@ -195,12 +196,12 @@ class Trials:
                 InputError
             ) as error:  # settings that do not go together, or a training that diverged
                 if len(self.job.space.objectives) > 1:
-                    tag_state(run, "failed", one_line(error))
+                    tag_state(run, "failed", reason_of(error))
                     raise
-                tag_state(run, "pruned", one_line(error))
-                trial.set_user_attr("reason", one_line(error))
+                tag_state(run, "pruned", reason_of(error))
+                trial.set_user_attr("reason", reason_of(error))
             except Exception as error:
-                tag_state(run, "failed", one_line(error)[:500])
+                tag_state(run, "failed", reason_of(error)[:500])
                 raise
             finally:
                 self.trainer = None
@@ -217,24 +218,27 @@ class Trials:
         folder = Path(settings.output) / run.id
         store = self.store(settings)
         checkpoint = saved(trial, settings, store, folder)
-        trainer = make_trainer(settings, store, folder, checkpoint, progress=False)
-        parameters = parameter_count(trainer.network)
-        run.log_metrics({"parameters": parameters}, step=0)
-        run.tag({"arithmetic": trainer.precision})
-        self.trainer, trainer.stop = trainer, self.stopped
-        facts: dict[str, float] = {"parameters": parameters}
-        over: Exception | None = None
-        try:
-            if space.can_prune and exceeded(space, facts):
-                raise TrialPruned("it has more parameters than the constraints allow")
-            for row in itertools.chain(list(trainer.history), trainer):
-                run.log_metrics({k: v for k, v in row.items() if k != "epoch"}, int(row["epoch"]))
-                report(trial, space, row, settings.epochs)
-        except (TrialPruned, InputError) as error:
-            over = error
-        facts |= judged(trainer.history)
-        constrain(trial, space, facts)
-        shutil.rmtree(folder, ignore_errors=True)  # checkpoints of a trial that is over
+        with alone(folder), same_threads(checkpoint, settings.device):
+            trainer = make_trainer(settings, store, folder, checkpoint, progress=False)
+            parameters = parameter_count(trainer.network)
+            run.log_metrics({"parameters": parameters}, step=0)
+            run.tag({"arithmetic": trainer.precision})
+            self.trainer, trainer.stop = trainer, self.stopped
+            facts: dict[str, float] = {"parameters": parameters}
+            over: Exception | None = None
+            try:
+                if space.can_prune and exceeded(space, facts):
+                    raise TrialPruned("it has more parameters than the constraints allow")
+                for row in itertools.chain(list(trainer.history), trainer):
+                    run.log_metrics(
+                        {k: v for k, v in row.items() if k != "epoch"}, int(row["epoch"])
+                    )
+                    report(trial, space, row, settings.epochs)
+            except (TrialPruned, InputError) as error:
+                over = error
+            facts |= judged(trainer.history)
+            constrain(trial, space, facts)
+            shutil.rmtree(folder, ignore_errors=True)  # checkpoints of a trial that is over
         if over:
             raise over
         missing = [name for name in space.objectives if name not in facts]

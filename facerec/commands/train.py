@@ -11,7 +11,7 @@ import itertools
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,10 +39,17 @@ from facerec.objective import Objective, ObjectiveSettings, check_objective
 from facerec.provenance import checked
 from facerec.registry import register
 from facerec.results import keep_results
-from facerec.resume import Resumed, alone, asked_to_resume, find, settings_of_checkpoint
+from facerec.resume import (
+    Resumed,
+    alone,
+    asked_to_resume,
+    find,
+    same_threads,
+    settings_of_checkpoint,
+)
 from facerec.settings import InputError, as_params, one_line, resolve
 from facerec.teacher import check_teacher, teacher_rows
-from facerec.tracking import Run, TrackingSettings, reach_tracking, say, track
+from facerec.tracking import Run, TrackingSettings, joined_run, reach_tracking, say, track
 from facerec.trainer import Trainer, TrainingFailed
 from facerec.trainer_settings import TrainingSettings, check_whole_batch
 
@@ -129,18 +136,28 @@ def open_data(settings: TrainSettings) -> Store:
 
 def follow(settings: TrainSettings, store: Store, resumed: Resumed | None) -> None:
     """What a rank other than the first does: the same steps, of which it keeps and tells nothing."""
-    trainer = make_trainer(
-        settings, store, Path(settings.output), resumed.checkpoint if resumed else None
-    )
-    with stopping_softly(trainer):
-        deque(trainer, maxlen=0)
+    checkpoint = resumed and resumed.checkpoint
+    with same_threads(checkpoint, settings.device):
+        trainer = make_trainer(settings, store, Path(settings.output), checkpoint)
+        with stopping_softly(trainer):
+            deque(trainer, maxlen=0)
 
 
 def lead(
     settings: TrainSettings, config: str | None, store: Store, resumed: Resumed | None
 ) -> None:
-    """What the first rank, or the only one, does."""
-    with track(settings, resumed.run_id if resumed else None) as mlflow_run:
+    """What the first rank, or the only one, does.
+
+    The lock of a run that is there already is taken before the run is touched: it may be another process's.
+    """
+    known = resumed.run_id if resumed else joined_run()
+    with ExitStack() as stack:
+        if known:
+            stack.enter_context(alone(Path(settings.output) / known))
+        stack.enter_context(same_threads(resumed and resumed.checkpoint, settings.device))
+        mlflow_run = stack.enter_context(track(settings, resumed and resumed.run_id))
+        if not known:
+            stack.enter_context(alone(Path(settings.output) / mlflow_run.id))
         if not resumed:
             mlflow_run.log_settings(settings, config)
             mlflow_run.log_data(store, "training")
@@ -158,24 +175,26 @@ def train(
 ) -> Trainer:
     """One training inside an MLflow run that is open: from its first or its saved step to its model and pages.
 
+    Who calls it holds the run's folder (`resume.alone`).
+
     Args:
         checkpoint: state to go on from.
         on_epoch: called with the metrics of each epoch, 0 included, when they have been logged.
     """
     folder = Path(settings.output) / mlflow_run.id
-    with alone(folder), mlflow_run.keeping(folder):
-        return train_alone(settings, store, mlflow_run, folder, checkpoint, on_epoch)
+    with mlflow_run.keeping(folder):
+        return train_in(folder, settings, store, mlflow_run, checkpoint, on_epoch)
 
 
-def train_alone(
+def train_in(
+    folder: Path,
     settings: TrainSettings,
     store: Store,
     mlflow_run: Run,
-    folder: Path,
     checkpoint: Checkpoint | None,
     on_epoch: Callable[[dict[str, float]], None],
 ) -> Trainer:
-    """`train` in a folder that no other process trains in."""
+    """`train` in the run's folder, with its outbox open."""
     trainer = make_trainer(settings, store, folder, checkpoint)
     describe(mlflow_run, trainer, store)
     references = reference_lines(settings, store)
@@ -314,6 +333,7 @@ def describe(mlflow_run: Run, trainer: Trainer, store: Store) -> None:
             "scan.backend": backend,
             "device": str(trainer.device),
             "arithmetic": trainer.precision,
+            "threads": torch.get_num_threads(),
         }
     )
     if trainer.precision != usual:
