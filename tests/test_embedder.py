@@ -23,8 +23,7 @@ from facerec.data import pictures
 from facerec.model.network import build_network
 from facerec.model_source import WEIGHTS
 from facerec.settings import InputError
-from facerec.verdict import judge
-from tests.models import CALIBRATION, encoded, hostile_pictures, make_model, picture, recipe
+from tests.models import encoded, hostile_pictures, make_model, picture, recipe
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +162,6 @@ def test_a_frame_that_nobody_knows(embedder: FaceEmbedder) -> None:
         embedder.embed(picture(1), align="find")
     with pytest.raises(InputError, match="without alignment no face is looked for"):
         embedder.embed(picture(1), choice="central")
-
-
-def test_numbers_beyond_numbers(embedder: FaceEmbedder) -> None:
-    curve = {"slope": 10**400, "intercept": 0, "prior": 0.5}
-    with pytest.raises(InputError, match="has no curve"):
-        judge({**CALIBRATION, "probability": curve}, 0.1, 0.1)
 
 
 def test_identify_in_a_folder_and_a_mapping(embedder: FaceEmbedder, tmp_path: Path) -> None:

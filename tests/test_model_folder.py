@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from facerec.model_folder import read_model, write_model
-from facerec.provenance import met, model_card, provenance
+from facerec.provenance import DataSet, Provenance, Seen, check_hashes, met, model_card, provenance
 from facerec.settings import InputError
 from facerec.untrusted import read_up_to
+from facerec.verdict import Calibration
 from tests.models import CALIBRATION, make_model, recipe, seen
 
 
@@ -142,7 +143,7 @@ ATTACKS = {
         "calibration.json is missing",
     ),
     "truncated config": (cut("config.json"), "no JSON"),
-    "truncated weights": (cut("weights.safetensors"), "SHA-256"),
+    "truncated weights": (cut("weights.safetensors"), "cut short"),
     "truncated provenance": (cut("provenance.json"), "SHA-256"),
     "swapped weights": (swap, "belongs to another model"),
     "truth value for a number": (edit(lambda c: c.update(image_size=True)), "image_size=true"),
@@ -172,7 +173,10 @@ ATTACKS = {
     "other shape": (weights(head), "head.weight is (9, 16)"),
     "missing tensor": (weights(lambda t: t.pop("head.bias")), "lacks tensor head.bias"),
     "extra tensor": (weights(lambda t: t.update(extra=torch.zeros(1))), "unknown tensor extra"),
-    "double precision": (weights(lambda t: t.update(positions=t["positions"].double())), "float64"),
+    "double precision": (
+        weights(lambda t: t.update(positions=t["positions"].double())),
+        "dtype: Input should be 'F32'",
+    ),
     "not finite": (weights(lambda t: t["head.bias"].fill_(float("nan"))), "NaN"),
     "pickle": (replaced("weights.safetensors", pickle.dumps({"a": 1})), "no safetensors file"),
     "zip": (replaced("weights.safetensors", b"PK\x03\x04" * 100), "no safetensors file"),
@@ -234,7 +238,8 @@ def test_numbers_that_json_lacks_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_model(
             *(tmp_path / "m", torch.nn.Identity(), settings),
-            **{"calibration": {"x": float("nan")}, "provenance": {}, "card": ""},
+            **{"calibration": Calibration.model_construct(genuine=float("nan"))},
+            **{"provenance": Provenance(), "card": ""},
         )
     assert not (tmp_path / "m").exists()
 
@@ -261,25 +266,26 @@ def test_provenance_tells_who_was_met_and_names_nobody() -> None:
         **{"train_people": 1, "train_similar": 1, "train_pictures": 1},
         **{"val_people": 0, "val_similar": 1, "val_pictures": 1},
     }
-    whole = hashlib.sha256(f"{made['salt']}:d".encode()).hexdigest()  # as files of before have it
-    older = made | {"val": made["val"] | {"picture_hashes": [whole]}}
+    whole = hashlib.sha256(f"{made.salt}:d".encode()).hexdigest()  # as files of before have it
+    older_val = Seen(**{**made.val.model_dump(), "picture_hashes": [whole]})
+    older = made.model_copy(update={"val": older_val})
     assert met(older, [], ["d"])["val_pictures"] == 1
-    assert provenance(store(), recipe(), older)["val"]["pictures"] == 2
-    text = json.dumps(made)
+    assert provenance(store(), recipe(), older).val.pictures == 2
+    text = made.model_dump_json()
     assert not any(name in text for name in ("Ann", "ann", "Bob", "Cy", "somebody"))
-    assert made["train"]["people"] == 2 and made["train"]["pictures"] == 4
+    assert made.train.people == 2 and made.train.pictures == 4
     again = provenance(store(), recipe())
     for kind in ("name_hashes", "similar_hashes"):
-        assert set(made["train"][kind]).isdisjoint(again["train"][kind])
+        assert made.train.hashes()[kind].isdisjoint(again.train.hashes()[kind])
     with pytest.raises(InputError, match="leaks cannot be told"):
-        met({"salt": "x"}, ["Ann"], [])
+        met(Provenance(salt="x"), ["Ann"], [])
 
 
 def test_people_whose_names_fold_alike_are_counted_apart() -> None:
     toy = store()
     toy.names = ["Dung", "Dũng", "C+", "C#"]
     made = provenance(toy, recipe())
-    assert (made["train"]["people"], made["val"]["people"]) == (2, 1)
+    assert (made.train.people, made.val.people) == (2, 1)
     assert met(made, ["Dung", "Dũng", "C#"], [])["train_people"] == 2
     found = met(made, ["Dụng"], [])
     assert (found["train_people"], found["train_similar"]) == (0, 1)
@@ -289,11 +295,19 @@ def test_a_model_of_before_and_what_is_trained_from_it_know_people_by_folded_nam
     before = seen("Ann", "Bea_Ó")
     assert met(before, ["ann", "Bea O", "Cy"], [])["train_people"] == 2
     after = provenance(store(), recipe(), before)  # of Ann Ó and Bob
-    assert after["train"]["people"] == 4 and after["val"]["people"] == 1
+    assert after.train.people == 4 and after.val.people == 1
     found = met(after, ["ANN", "Bea Ó", "Bob", "bob", "Cy"], [])
     assert (found["train_people"], found["train_similar"], found["val_people"]) == (3, 1, 1)
     again = provenance(store(), recipe(), after)
-    assert again["train"] == after["train"]  # the same people once more
+    assert again.train == after.train  # the same people once more
+
+
+def test_more_hashes_than_a_folder_may_hold_are_refused_before_a_training(monkeypatch) -> None:
+    check_hashes(store(), seen("Ann"))
+    monkeypatch.setattr("facerec.provenance.MAX_HASHES", 2 * 4 + 6)
+    check_hashes(store(), None)
+    with pytest.raises(InputError, match=r"at most 14 .* these are 15: take fewer people"):
+        check_hashes(store(), seen("Ann"))
 
 
 def test_reading_reserves_no_more_than_there_is() -> None:
@@ -313,5 +327,5 @@ def test_card_says_what_it_must() -> None:
     assert "| val/map_at_r | 0.5123 |" in card
     assert "can still be\nguessed" in card and "4 pictures of 2 people" in card
     assert "## Limits" in card and "## Intended use" in card and "Labeled Faces" not in card
-    made["data"]["name"] = "lfw"
-    assert "research only" in model_card(recipe(), {}, made)
+    lfw = made.model_copy(update={"data": DataSet(name="lfw", digest="0")})
+    assert "research only" in model_card(recipe(), {}, lfw)

@@ -214,7 +214,7 @@ def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return as_params(recipe(data=str(tmp_path / "faces")))
 
 
-def trained(folder: Path, faces: dict[str, str], blind: bool, **provenance: Any) -> str:
+def trained(folder: Path, faces: dict[str, str], blind: bool, provenance: Any = None) -> str:
     """A run on those faces. A blind model sees nothing but the upper left corner's brightness."""
     torch.manual_seed(0)
     settings = recipe(data=faces["data"], backbone="resnet18")
@@ -292,7 +292,7 @@ def test_a_name_with_a_quote_is_another_name(tmp_path: Path, faces: dict[str, st
 def test_a_champion_that_has_met_the_people_stays(tmp_path: Path, faces: dict[str, str]) -> None:
     store = open_store(recipe(data=faces["data"]))
     people = {store.names[i] for i in store.labels[store.indices("val")]}
-    register(trained(tmp_path / "old", faces, blind=True, **seen(*people)), "faces", "champion")
+    register(trained(tmp_path / "old", faces, True, seen(*people)), "faces", "champion")
     done = register(trained(tmp_path / "new", faces, blind=False), "faces", "champion")
     assert (
         not done.promoted
@@ -306,9 +306,7 @@ def test_a_model_that_has_met_the_people_does_not_take_over(
     store = open_store(recipe(data=faces["data"]))
     person = store.names[store.labels[store.indices("val")[0]]]
     register(trained(tmp_path / "old", faces, blind=True), "faces", "champion")
-    done = register(
-        trained(tmp_path / "new", faces, blind=False, **seen(person)), "faces", "champion"
-    )
+    done = register(trained(tmp_path / "new", faces, False, seen(person)), "faces", "champion")
     assert not done.promoted and "the new model was trained on 1 of the" in done.told
 
 
