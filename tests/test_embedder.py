@@ -20,7 +20,7 @@ from PIL import Image
 
 from facerec import FaceEmbedder
 from facerec.data import pictures
-from facerec.model.network import build_network
+from facerec.model.network import activation_bytes, build_network
 from facerec.model_source import WEIGHTS
 from facerec.settings import InputError
 from tests.models import encoded, hostile_pictures, make_model, picture, recipe
@@ -123,6 +123,18 @@ def test_batches_and_flips(embedder: FaceEmbedder) -> None:
     mean = whole + flipped
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
     assert np.allclose(embedder.embed(pictures, flip=True), mean, atol=1e-5)
+
+
+def test_many_faces_are_embedded_as_many_at_a_time_as_memory_holds(
+    folder: Path, monkeypatch
+) -> None:
+    faces = np.stack([picture(seed, 16) for seed in range(5)])
+    expected = FaceEmbedder.load(folder, "cpu").embed_faces(faces, flip=True)
+    monkeypatch.setattr("facerec.embedder.MEMORY", 2 * activation_bytes(recipe(), 16))
+    few, sizes = FaceEmbedder.load(folder, "cpu"), []
+    few.network.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    assert np.allclose(few.embed_faces(faces, flip=True), expected, atol=1e-6)
+    assert sizes == [2, 2, 2, 2, 1, 1] and few.embed_faces(faces[:0]).shape == (0, 8)
 
 
 def test_threads_get_what_one_gets(embedder: FaceEmbedder) -> None:

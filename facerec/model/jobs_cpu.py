@@ -161,8 +161,8 @@ def kernel_folder() -> Path | None:
     """Where compiled kernels are kept: under NUMBA_CACHE_DIR, or else the user's own cache folder.
 
     Returns:
-        A folder for this very source and Numba, that nobody else can write, nor rename a folder above it; where the
-        one that was named is not such a one, one of the user's in the system's temporary folder; None where there is none.
+        A folder for this very source and Numba, that nobody else can write or replace, by a folder above it either;
+        where the first choice is not, one in the system's temporary folder; None where there is none.
     """
     here = Path(__file__).parent
     source = b"".join((here / name).read_bytes() for name in _SOURCES)

@@ -241,8 +241,9 @@ def check_sizes(settings: NetworkSettings, image_size: int) -> None:
         )
     if (needed := activation_bytes(settings, image_size)) > MAX_ACTIVATIONS:
         raise InputError(
-            f"an image of {image_size} pixels takes up to {needed / 2**20:,.0f} MiB of activations in this network, above "
-            f"{MAX_ACTIVATIONS / 2**20:,.0f} MiB: take a larger patch_size, a smaller image_size, stem_width or d_model"
+            f"an image of {image_size} pixels takes up to {needed / 2**20:,.0f} MiB of activations in this network, "
+            f"above {MAX_ACTIVATIONS / 2**20:,.0f} MiB: take a larger patch_size, or a smaller image_size, "
+            "stem_width or d_model"
         )
 
 
