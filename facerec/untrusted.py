@@ -54,7 +54,8 @@ def as_record(model: type[AnyRecord], value: Any, where: str) -> AnyRecord:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         key = ".".join(shown(str(part), 50) for part in problem["loc"])
-        raise InputError(f"{where}: {key}: {problem['msg'][:200]}") from None
+        reason = problem["msg"].removeprefix("Value error, ")[:200]
+        raise InputError(f"{where}, which facerec did not write so: {key}: {reason}") from None
 
 
 def read_bytes(folder: Path, name: str, limit: int) -> bytes:
