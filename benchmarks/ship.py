@@ -21,7 +21,6 @@ from facerec.leaks import Leak
 from facerec.measures import title
 from facerec.model_folder import CARD, read_model, write_model
 from facerec.model_source import SHIPPED, WEIGHTS
-from facerec.provenance import shortened
 
 MAX_BYTES = 16_000_000  # of all shipped models together
 
@@ -48,7 +47,7 @@ def ship(source: Path, name: str, data: str) -> Path:
         copy.deepcopy(network).half(),
         SimpleNamespace(**{**dict(config.network), **dict(config)}),
         calibration=calibration,
-        provenance=shortened(provenance),
+        provenance=provenance,
         card=card,
     )
     words = section(*measured(FaceEmbedder.load(name, "cpu"), data))

@@ -23,6 +23,8 @@ from pathlib import Path
 from facerec.data.store import DataSettings
 from facerec.model.network import NetworkSettings, build_network
 from facerec.model_folder import write_model
+from facerec.provenance import Provenance
+from facerec.verdict import Calibration
 
 LIBRARIES = "import torch, numba"
 EMBEDDING = """
@@ -53,7 +55,7 @@ def main() -> None:
 def fresh_model(folder: Path) -> Path:
     """A model folder with fresh weights."""
     recipe = Recipe()
-    empty = {"calibration": {}, "provenance": {}, "card": ""}
+    empty = {"calibration": Calibration(), "provenance": Provenance(), "card": ""}
     return write_model(folder, build_network(recipe, recipe.image_size), recipe, **empty)
 
 

@@ -7,20 +7,19 @@ Platt, "Probabilistic Outputs for Support Vector Machines" (1999), under equal o
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from facerec.metrics import unit
 from facerec.pairs import all_pairs
+from facerec.verdict import Balanced, Calibration, Curve, Threshold
 from facerec.verification import FARS, RateAtFar, Verification
 
 
 def calibration(
     embeddings: Tensor | np.ndarray, labels: np.ndarray, fars: tuple[float, ...] = FARS
-) -> dict[str, Any]:
+) -> Calibration:
     """What goes into calibration.json, from all pairs of pictures of validation people.
 
     Args:
@@ -28,24 +27,18 @@ def calibration(
         labels: (N,) identities.
         fars: false accept rates, each in (0, 1).
 
-    Returns:
-        Plain numbers. `genuine`, `impostor`: pairs there were. `thresholds`: for each FAR `far`,
-        `threshold`, `tar` (None where not measurable), `false_accepts`, `measurable`. `balanced`: the
-        `threshold` at which genuine and impostor pairs, weighing the same, are best told apart, and its `accuracy`.
-        `probability`: `slope`, `intercept`, `prior` of the logistic curve.
-
     Raises:
         ValueError: if there are no pairs of one person, or none of two.
     """
     pairs = all_pairs(unit(embeddings), labels)
     slope, intercept = platt(pairs)
-    return {
-        "genuine": pairs.genuine,
-        "impostor": pairs.impostor,
-        "thresholds": [_entry(pairs.tar_at_far(far)) for far in fars],
-        "balanced": {"threshold": pairs.balanced_threshold, "accuracy": pairs.balanced_accuracy},
-        "probability": {"slope": slope, "intercept": intercept, "prior": 0.5},
-    }
+    return Calibration(
+        genuine=pairs.genuine,
+        impostor=pairs.impostor,
+        thresholds=[_entry(pairs.tar_at_far(far)) for far in fars],
+        balanced=Balanced(threshold=pairs.balanced_threshold, accuracy=pairs.balanced_accuracy),
+        probability=Curve(slope=slope, intercept=intercept),
+    )
 
 
 def platt(pairs: Verification) -> tuple[float, float]:
@@ -67,11 +60,11 @@ def platt(pairs: Verification) -> tuple[float, float]:
     return float(fit.coef_[0, 0]), float(fit.intercept_[0])
 
 
-def _entry(rate: RateAtFar) -> dict[str, Any]:
-    return {
-        "far": rate.far,
-        "threshold": rate.threshold,
-        "tar": rate.tar if rate.measurable else None,
-        "false_accepts": rate.false_accepts,
-        "measurable": rate.measurable,
-    }
+def _entry(rate: RateAtFar) -> Threshold:
+    return Threshold(
+        far=rate.far,
+        threshold=rate.threshold,
+        tar=rate.tar if rate.measurable else None,
+        false_accepts=rate.false_accepts,
+        measurable=rate.measurable,
+    )

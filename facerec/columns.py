@@ -5,10 +5,9 @@ Axes: N pictures of the protocol, E features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,7 +21,6 @@ from facerec.metrics import unit
 from facerec.pairs import all_pairs
 from facerec.protocols import Pictures
 from facerec.references import RAW, Reference, fit_references, raw_reference, thinned
-from facerec.verdict import number
 
 BATCH = 256
 MAX_RAW = 30_000  # pictures whose raw pixels are kept: 276 MB of features
@@ -75,7 +73,8 @@ def model_column(
             places = part.start + np.array(kept, dtype=int)
             features[places], usable[places] = found, True
             failed |= {paths[i]: str(error) for i, error in errors.items()}
-    threshold = _own_threshold(embedder.calibration)
+    balanced = embedder.calibration.balanced
+    threshold = None if balanced is None else balanced.threshold
     met = leak(embedder.provenance, pictures, store.digest if store is not None else None)
     return Column(features, usable, threshold, met, failed)
 
@@ -123,14 +122,6 @@ def store_rows(store: Store, pictures: Pictures) -> np.ndarray:
     """(N,) rows of the pictures in a store, -1 where it lacks one."""
     place = {path: row for row, path in enumerate(store.paths)}
     return np.array([place.get(path, -1) for path in pictures.paths], dtype=int)
-
-
-def _own_threshold(calibration: Mapping[str, Any]) -> float | None:
-    """The threshold of a model between one person and two, where its file holds one."""
-    try:
-        return number(calibration["balanced"]["threshold"])
-    except (KeyError, TypeError, ValueError):
-        return None
 
 
 def _threshold(reference: Reference, store: Store, rows: np.ndarray) -> float | None:

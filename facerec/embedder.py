@@ -27,14 +27,15 @@ from facerec.data.batches import to_input
 from facerec.data.inputs import Picture, is_picture, label, pixels
 from facerec.data.pictures import PictureError
 from facerec.gallery import Gallery, Match, gallery_files
+from facerec.model.network import activation_bytes
 from facerec.model_folder import WEIGHTS, LoadedModel, ModelConfig, read_model
 from facerec.model_source import model_folder
-from facerec.provenance import data_name
 from facerec.settings import LONGEST, InputError, expanded
 from facerec.verdict import Comparison, judge
 
 BATCH = 64
 DECODERS = 2  # threads that read pictures for one call
+MEMORY = 2**31  # bytes of activations at a time
 
 
 class FaceEmbedder:
@@ -53,6 +54,8 @@ class FaceEmbedder:
         with torch.inference_mode(False):
             self._network = model.network.to(device)
         self._weights = self.config.sha256.get(WEIGHTS, "")
+        needed = activation_bytes(self.config.network, self.config.image_size)
+        self._at_once = max(1, MEMORY // needed)
 
     @property
     def network(self) -> torch.nn.Module:
@@ -134,6 +137,15 @@ class FaceEmbedder:
             raise InputError(
                 f"faces {faces.shape} {faces.dtype}, where (N, {side}, {side}, 3) uint8 is due"
             )
+        starts = range(0, max(1, len(faces)), self._at_once)
+        parts = [self._embed_batch(faces[i : i + self._at_once], flip) for i in starts]
+        embeddings = torch.cat(parts)
+        if not torch.isfinite(embeddings).all():
+            raise InputError("the model's embeddings are no numbers: its weights are damaged")
+        return embeddings.numpy()
+
+    def _embed_batch(self, faces: np.ndarray, flip: bool) -> torch.Tensor:
+        """(n, E) float32 on the CPU, of faces that memory holds at once."""
         # The caller may be within a block of autocast, which thresholds are not made for.
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             batch = to_input(torch.from_numpy(np.require(faces, requirements="W")).to(self.device))
@@ -141,9 +153,7 @@ class FaceEmbedder:
             if flip:
                 both = embeddings + self._network(batch.flip(3))
                 embeddings = torch.nn.functional.normalize(both, dim=-1)
-        if not torch.isfinite(embeddings).all():
-            raise InputError("the model's embeddings are no numbers: its weights are damaged")
-        return embeddings.cpu().numpy()
+            return embeddings.cpu()
 
     def faces(
         self,
@@ -321,7 +331,7 @@ class FaceEmbedder:
 
     def _frame(self) -> str:
         """How the training pictures were framed."""
-        name = data_name(self.provenance)
+        name = self.provenance.data.name
         if name not in FRAMES:
             raise InputError(
                 f"align=find: how the pictures of {name or 'the training'} were framed is not known; use auto"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from facerec.data.store import Store
 from facerec.protocols import Pictures
-from facerec.provenance import met
+from facerec.provenance import Provenance, met
 from facerec.settings import InputError
 
 
@@ -63,7 +62,7 @@ class Leak:
         return {f"{prefix}.told": str(self), **counts}
 
 
-def leak(provenance: Mapping[str, Any], pictures: Pictures, digest: str | None) -> Leak:
+def leak(provenance: Provenance, pictures: Pictures, digest: str | None) -> Leak:
     """Look for a protocol's probes in a model's provenance.
 
     Args:
@@ -75,12 +74,11 @@ def leak(provenance: Mapping[str, Any], pictures: Pictures, digest: str | None) 
         counts = met(provenance, names, hashes)
     except InputError:
         counts = {}
-    data, teacher = (provenance.get(key) for key in ("data", "teacher"))
-    known = data.get("digest") if isinstance(data, Mapping) else None
-    same_data = digest is not None and known == digest
+    same_data = digest is not None and provenance.data.digest == digest
     if same_data and counts:  # whose names tell people apart
         counts |= {f"{part}_similar": 0 for part in ("train", "val")}
-    taught_by = str(teacher.get("name", "unknown"))[:50] if isinstance(teacher, Mapping) else ""
+    teacher = provenance.teacher
+    taught_by = "" if teacher is None else teacher.get("name", "unknown")[:50]
     return Leak(counts, same_data, taught_by)
 
 

@@ -6,15 +6,15 @@
     provenance.json        whom and what it was trained on, as salted hashes, and the recipe
     MODEL_CARD.md          the same for people
 
-Reading trusts nothing: sizes are judged before bytes are read, the configuration says which tensors of which
-shapes must be there before memory is taken for them, and nothing is unpickled. Every fault is one InputError.
+Reading trusts nothing: sizes are judged before bytes are read, the weights' header is compared with the network that
+the configuration makes before the weights are read, the other files are records of exact types, and nothing is
+unpickled. Every fault is one InputError.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from pathlib import Path
@@ -23,22 +23,29 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import safetensors.torch
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from facerec import __version__
 from facerec.data.align import AlignSettings
-from facerec.data.files import beside
-from facerec.model.network import NetworkSettings, build_network
+from facerec.data.files import draft_beside
+from facerec.model.network import NetworkSettings
+from facerec.provenance import Provenance
 from facerec.settings import InputError, Settings, one_line, validate
-from facerec.untrusted import parse_object, read_bytes
+from facerec.untrusted import Record, as_record, check_sum, parse_object, read_bytes
+from facerec.verdict import Calibration
+from facerec.weights_file import CONFIG, MAX_WEIGHTS, WEIGHTS, read_network
 
 FORMAT = 1
-CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "MODEL_CARD.md"
-CALIBRATION, PROVENANCE = "calibration.json", "provenance.json"
+CALIBRATION, PROVENANCE, CARD = "calibration.json", "provenance.json", "MODEL_CARD.md"
 FILES = (CONFIG, WEIGHTS, CALIBRATION, PROVENANCE, CARD)
-MAX_BYTES = {CONFIG: 2**20, CALIBRATION: 2**24, PROVENANCE: 2**29, WEIGHTS: 2**33}
+# A provenance has up to 3 million hashes of 40 bytes (`facerec.provenance.MAX_HASHES`).
+MAX_BYTES = {
+    CONFIG: 2**20,
+    CALIBRATION: 2**20,
+    PROVENANCE: 2**27,
+    WEIGHTS: MAX_WEIGHTS,
+    CARD: 2**20,
+}
 
 
 class ModelConfig(AlignSettings):
@@ -59,8 +66,8 @@ class LoadedModel(NamedTuple):
 
     network: nn.Module
     config: ModelConfig
-    calibration: dict[str, Any]
-    provenance: dict[str, Any]
+    calibration: Calibration
+    provenance: Provenance
 
 
 # ---- writing
@@ -71,8 +78,8 @@ def write_model(
     network: nn.Module,
     settings: Settings,
     *,
-    calibration: dict[str, Any],
-    provenance: dict[str, Any],
+    calibration: Calibration,
+    provenance: Provenance,
     card: str,
 ) -> Path:
     """Write a model folder, whole or not at all: beside its place, then renamed into it.
@@ -81,7 +88,7 @@ def write_model(
         folder: its place; a model folder that is there is replaced, any other folder is left alone.
         network: what `build_network(settings)` made; on any device, it is not changed.
         settings: NetworkSettings, `image_size` and `crop`, and AlignSettings where there are any.
-        calibration: thresholds per FAR, from the validation people.
+        calibration: see `facerec.calibration.calibration`.
         provenance: see `facerec.provenance.provenance`.
         card: Markdown, see `facerec.provenance.model_card`.
 
@@ -96,24 +103,22 @@ def write_model(
     weights = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
     content = {
         WEIGHTS: safetensors.torch.save(weights, metadata={"format": "pt"}),
-        CALIBRATION: to_json(calibration),
-        PROVENANCE: to_json(provenance),
+        CALIBRATION: to_json(calibration.model_dump(exclude_none=True)),
+        PROVENANCE: to_json(provenance.model_dump(exclude_none=True)),
         CARD: card.encode("utf-8", "backslashreplace"),
     }
     content[CONFIG] = to_json(_config(settings, content).model_dump())
-    draft = beside(folder)
     try:
-        draft.mkdir(parents=True)
-        for name, data in content.items():
-            _write(draft / name, data)
-        _swap(draft, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with draft_beside(folder) as draft:
+            for name, data in content.items():
+                _write(draft / name, data)
+            _swap(draft, folder)
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise InputError(
             f"model folder {folder} cannot be written: {reason}; free space or choose another place"
         ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 
@@ -159,19 +164,37 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def _aside(folder: Path) -> Path:
+    """Where a model folder is while another takes its place."""
+    return folder.with_name(f".{folder.name}.old")
+
+
 def _swap(draft: Path, folder: Path) -> None:
-    """Rename `draft` to `folder`; what was there goes aside first and comes back if that fails."""
-    if not folder.exists():
-        draft.rename(folder)
-        return
-    aside = folder.with_name(f"{draft.name}.old")
-    folder.rename(aside)
+    """Rename `draft` to `folder`; what was there is kept aside, where `read_model` finds it, until that is done."""
+    aside = _aside(folder)
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
     try:
         draft.rename(folder)
     except OSError:
-        aside.rename(folder)
+        if aside.exists():
+            aside.rename(folder)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def copy_model(source: Path, target: Path) -> Path:
+    """Copy the files of a model folder, and nothing else that lies there; `target` must not exist.
+
+    Raises:
+        InputError: as `read_model` of what cannot be read.
+    """
+    target.mkdir()
+    for name in FILES:
+        if name != CARD or (source / CARD).exists():
+            (target / name).write_bytes(read_bytes(source, name, MAX_BYTES[name]))
+    return target
 
 
 # ---- reading
@@ -190,18 +213,17 @@ def read_model(folder: Path | str) -> LoadedModel:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"model {folder}: a file, where a model folder is due")
+    if not folder.is_dir() and _aside(folder.absolute()).is_dir():  # killed between two renames
+        folder = _aside(folder.absolute())
     if not folder.is_dir():
         where = "" if folder.is_absolute() else f" in {Path.cwd()}"
         raise InputError(f"model folder {folder}: there is no such folder{where}")
     config = read_config(folder)
-    content = {}
-    for name in (CALIBRATION, PROVENANCE):
-        content[name] = parse_object(folder, name, _checked(folder, name, MAX_BYTES[name], config))
-    data = _checked(folder, WEIGHTS, MAX_BYTES[WEIGHTS], config)
+    calibration = _read_record(Calibration, folder, CALIBRATION, config)
+    provenance = _read_record(Provenance, folder, PROVENANCE, config)
     with torch.inference_mode(False), torch.device("cpu"):  # whatever the caller's are
-        network = _build(folder, config, len(data))
-        network.load_state_dict(_tensors(folder, data, network.state_dict()))
-    return LoadedModel(network.eval(), config, content[CALIBRATION], content[PROVENANCE])
+        network = read_network(folder, config)
+    return LoadedModel(network.eval(), config, calibration, provenance)
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -230,89 +252,8 @@ def read_config(folder: Path) -> ModelConfig:
     return config.model_copy(update={"network": network})
 
 
-def _checked(folder: Path, name: str, limit: int, config: ModelConfig) -> bytes:
-    """Bytes of a file whose checksum stands in config.json."""
-    data = read_bytes(folder, name, limit)
-    if hashlib.sha256(data).hexdigest() != config.sha256.get(name):
-        raise InputError(
-            f"{folder}: {name} is damaged or belongs to another model: its SHA-256 is not the one in {CONFIG}"
-        )
-    return data
-
-
-class _Apart(TorchFunctionMode):
-    """Builds a network whose weights come from a file, apart from whoever trains in this process, in any thread.
-
-    What it draws comes from a generator of its own: the global random numbers stay where they are. A network that is
-    larger than its weights file is stopped.
-    """
-
-    factories = frozenset(
-        {torch.empty, torch.randn, torch.rand, torch.zeros, torch.ones, torch.tensor}
-    )
-    drawing = frozenset(
-        {torch.rand, torch.randn, Tensor.uniform_, Tensor.normal_}
-        | {nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_}
-    )
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self.left = limit
-        self.generator = torch.Generator("cpu")
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in self.drawing and kwargs.get("generator") is None:
-            kwargs["generator"] = self.generator
-        result = func(*args, **kwargs)
-        if func in self.factories:
-            self.left -= result.nbytes
-            if self.left < 0:
-                raise InputError(f"makes a larger network than the one in {WEIGHTS}")
-        return result
-
-
-def _build(folder: Path, config: ModelConfig, weights_bytes: int) -> nn.Module:
-    """The configured network with fresh weights, if it can have come from a file of that size."""
-    try:
-        with _Apart(4 * weights_bytes + 2**20):
-            return build_network(config.network, config.image_size)
-    except (InputError, ValueError, RuntimeError, AssertionError, TypeError, MemoryError) as error:
-        raise InputError(f"{folder / CONFIG}: {one_line(error)[:300]}") from None
-
-
-def _tensors(folder: Path, data: bytes, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, each of the expected shape and type, all finite; float16 stands for float32."""
-    try:
-        tensors = safetensors.torch.load(data)
-    except (
-        SafetensorError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        reason = one_line(error)[:200]
-        raise InputError(
-            f"{folder}: {WEIGHTS} is no safetensors file, or cut short: {reason}"
-        ) from None
-    for name in sorted(expected.keys() ^ tensors.keys()):
-        what = "lacks" if name in expected else "holds the unknown"
-        raise InputError(
-            f"{folder}: {WEIGHTS} {what} tensor {name[:100]}; {CONFIG} is of another network"
-        )
-    for name, tensor in tensors.items():
-        due = expected[name]
-        if (
-            tensor.dtype == torch.float16 and due.dtype == torch.float32
-        ):  # as shipped models have it
-            tensor = tensors[name] = tensor.float()
-        if tensor.shape != due.shape or tensor.dtype != due.dtype:
-            raise InputError(
-                f"{folder}: {WEIGHTS}: {name} is {tuple(tensor.shape)} {tensor.dtype}, "
-                f"but {CONFIG} makes it {tuple(due.shape)} {due.dtype}"
-            )
-        if not math.isfinite(tensor.double().sum()):
-            raise InputError(f"{folder}: {WEIGHTS}: {name} holds NaN or infinity")
-    return tensors
+def _read_record(model: type[Record], folder: Path, name: str, config: ModelConfig) -> Any:
+    """A JSON file whose checksum stands in config.json."""
+    data = read_bytes(folder, name, MAX_BYTES[name])
+    check_sum(folder, name, data, config.sha256.get(name), CONFIG)
+    return as_record(model, parse_object(folder, name, data), f"{folder}: {name}")

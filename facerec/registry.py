@@ -12,6 +12,7 @@ import importlib.util
 import io
 import logging
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,12 +32,10 @@ from PIL import Image
 
 import facerec
 from facerec.data.align import FRAMES
-from facerec.data.files import copy_folder
 from facerec.experiment import check_name
-from facerec.model_folder import ModelConfig, read_model
+from facerec.model_folder import ModelConfig, copy_model, read_model
 from facerec.model_source import no_artifact_bars
 from facerec.promotion import beats
-from facerec.provenance import data_name
 from facerec.settings import InputError
 from facerec.store_errors import reason_of
 from facerec.tracking import patiently
@@ -58,6 +57,12 @@ LIBRARIES = (
     *("PyYAML", "safetensors", "torch", "tqdm"),
 )
 
+# What the package's modules read.
+ASSETS = (
+    *("map.css", "map.html", "map.js", "page.css", "page.html", "page.js"),
+    *("lfw_dev_test.txt", "lfw_dev_train.txt"),
+)
+
 
 def log_model(folder: Path | str, run_id: str | None = None) -> ModelInfo:
     """Log a model folder with a run, as `runs:/RUN_ID/model`.
@@ -70,10 +75,10 @@ def log_model(folder: Path | str, run_id: str | None = None) -> ModelInfo:
         InputError: no model folder.
     """
     model = read_model(folder)
-    finds = data_name(model.provenance) in FRAMES
+    finds = model.provenance.data.name in FRAMES
     with tempfile.TemporaryDirectory(prefix="facerec-") as temporary, _quiet():
         package = _copy_package(Path(temporary))
-        artifact = copy_folder(Path(folder), Path(temporary) / "face_model")
+        artifact = copy_model(Path(folder), Path(temporary) / "face_model")
         return Model.log(
             artifact_path=None,
             flavor=mlflow.pyfunc,
@@ -235,9 +240,27 @@ def _holder(name: str, alias: str) -> str | None:
 
 
 def _copy_package(target: Path) -> Path:
-    """This package's sources, without shipped weights and compiled files."""
-    leave_out = ("__pycache__", "*.pyc", "weights", "*.safetensors", ".*", "*.nbi", "*.nbc")
-    return copy_folder(Path(facerec.__file__).parent, target / "facerec", leave_out)
+    """This package's modules, and the files that they read, without the shipped weights."""
+    source = Path(facerec.__file__).parent
+    for path in package_files(source):
+        copy = target / "facerec" / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    return target / "facerec"
+
+
+def package_files(folder: Path) -> Iterator[Path]:
+    """What belongs to a package: modules of its folders with an `__init__.py`, and ASSETS; never a link.
+
+    Whatever else lies there is somebody's own: pages, passwords, a tracking store, an environment.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() or path.name.startswith("."):
+            continue
+        if path.is_dir() and (path / "__init__.py").is_file():
+            yield from package_files(path)
+        elif path.is_file() and (path.suffix == ".py" or path.name in ASSETS):
+            yield path
 
 
 @contextmanager

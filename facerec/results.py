@@ -17,13 +17,14 @@ from facerec.compute import embed_pictures
 from facerec.model_folder import WEIGHTS, write_model
 from facerec.page import write_html
 from facerec.privacy import may_keep_faces
-from facerec.provenance import model_card, provenance
+from facerec.provenance import Provenance, model_card, provenance
 from facerec.registry import log_model
 from facerec.settings import InputError
 from facerec.store_errors import reason_of
 from facerec.teacher import TEACHERS
 from facerec.tracking import Run, say
 from facerec.trainer import Trainer
+from facerec.verdict import Calibration
 
 MAP_FACES = 2000
 
@@ -56,18 +57,20 @@ def keep_results(
         tell_gain(trainer, run, trainer.initial, best)
     store.check_unaltered()
     embeddings = embed_pictures(network, store.images, rows, trainer.device) if len(rows) else None
-    facts = {}
+    teacher = None
     if settings.teacher:
         blends = {"blends": str(settings.blends)} if settings.blends else {}
-        facts["teacher"] = TEACHERS[settings.teacher].about | blends
+        teacher = TEACHERS[settings.teacher].about | blends
     recipe = settings.model_copy(update={"precision": trainer.precision})  # what `auto` meant
-    made_from = provenance(store, recipe, trainer.initial, run_id=run.id, **facts)
+    made_from = provenance(store, recipe, trainer.initial, run_id=run.id, teacher=teacher)
     figures = {name: value for name, value in best.items() if name.startswith("val/")}
     write_model(
         folder / "model",
         network.cpu(),
         settings,
-        calibration={} if embeddings is None else calibration(embeddings, store.labels[rows]),
+        calibration=Calibration()
+        if embeddings is None
+        else calibration(embeddings, store.labels[rows]),
         provenance=made_from,
         card=model_card(settings, figures, made_from),
     )
@@ -91,11 +94,9 @@ def keep_results(
     say(f"model: runs:/{run.id}/model (epoch {int(best['epoch'])}); files in {folder}")
 
 
-def tell_gain(
-    trainer: Trainer, run: Run, initial: Mapping[str, Any], best: Mapping[str, float]
-) -> None:
+def tell_gain(trainer: Trainer, run: Run, initial: Provenance, best: Mapping[str, float]) -> None:
     """Says and logs what was gained over the model with the provenance `initial`."""
-    run.tag({"init.run": initial.get("run_id", "unknown")})
+    run.tag({"init.run": initial.run_id or "unknown"})
     if "val/map_at_r" in best:
         gain = best["val/map_at_r"] - trainer.history[0]["val/map_at_r"]
         run.log_metrics({"val/map_at_r_gain": gain}, step=int(best["epoch"]), once=True)

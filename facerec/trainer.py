@@ -47,6 +47,7 @@ from facerec.metrics import validation_figures
 from facerec.mining import confusable_people
 from facerec.objective import COLLAPSED_SPREAD, Objective, spread
 from facerec.optimization import Average, clone_state, learning_rate, parameter_groups
+from facerec.provenance import Provenance
 from facerec.settings import InputError, one_line
 from facerec.trainer_settings import check_whole_batch, whole_batch
 
@@ -88,7 +89,7 @@ class Trainer:
         settings: Any,
         save: Callable[[int, dict[str, Tensor], dict[str, Any]], Any] = lambda *parts: None,
         progress: bool = True,
-        initial: Mapping[str, Any] | None = None,
+        initial: Provenance | None = None,
         extra_pictures: np.ndarray | None = None,
     ) -> None:
         self.device = resolve_device(settings.device)

@@ -1,16 +1,63 @@
 """One person or two: a similarity judged by what calibration.json says.
 
-The file may come from anywhere, so that every value is looked at before it is used; `facerec.calibration` writes it.
+`Calibration` is what that file holds, and `facerec.calibration` makes one; a file that holds anything else is refused
+when the model is read.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import Field
+
 from facerec.settings import InputError
+from facerec.untrusted import Record
+
+
+class Threshold(Record):
+    """Lowest similarity accepted at the false accept rate `far`, and what it was on the pairs that it is from.
+
+    Attributes:
+        tar: share of genuine pairs accepted; None where not measurable.
+        measurable: whether enough impostor pairs stand behind it.
+    """
+
+    far: float
+    threshold: float
+    tar: float | None = None
+    false_accepts: int | None = Field(None, ge=0)
+    measurable: bool
+
+
+class Balanced(Record):
+    """The threshold at which genuine and impostor pairs, weighing the same, are best told apart, and its accuracy."""
+
+    threshold: float
+    accuracy: float | None = None
+
+
+class Curve(Record):
+    """The logistic curve from similarity to the probability that a pair shows one person."""
+
+    slope: float
+    intercept: float
+    prior: float = 0.5
+
+
+class Calibration(Record):
+    """What calibration.json holds; nothing where there was nobody to validate with.
+
+    Attributes:
+        genuine, impostor: pairs there were.
+    """
+
+    genuine: int = Field(0, ge=0)
+    impostor: int = Field(0, ge=0)
+    thresholds: list[Threshold] = Field([], max_length=1000)
+    balanced: Balanced | None = None
+    probability: Curve | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +85,7 @@ class Comparison:
         return asdict(self)
 
 
-def judge(calibration: Mapping[str, Any], similarity: float, far: float) -> Comparison:
+def judge(calibration: Calibration, similarity: float, far: float) -> Comparison:
     """The verdict on a similarity.
 
     Args:
@@ -49,57 +96,32 @@ def judge(calibration: Mapping[str, Any], similarity: float, far: float) -> Comp
     Raises:
         InputError: another rate, one that too few validation pairs stand behind, or no calibration.
     """
-    threshold, pairs = threshold_at(calibration, far)
+    threshold = threshold_at(calibration, far)
     chance = probability(calibration, similarity)
-    return Comparison(similarity, chance, similarity >= threshold, threshold, far, pairs)
+    accepted = similarity >= threshold
+    return Comparison(similarity, chance, accepted, threshold, far, calibration.impostor)
 
 
-def threshold_at(calibration: Mapping[str, Any], far: float) -> tuple[float, int]:
-    """(threshold, impostor pairs behind it) for a false accept rate; errors as in `judge`."""
-    try:
-        entries = {number(e["far"]): e for e in calibration["thresholds"]}
-        usable = {f: number(e["threshold"]) for f, e in entries.items() if e["measurable"] is True}
-        pairs = int(number(calibration["impostor"]))
-    except (KeyError, TypeError, ValueError):
-        raise InputError(
-            "the model has no thresholds: its calibration.json does not hold them"
-        ) from None
-    at = next(
-        (value for known, value in usable.items() if math.isclose(known, far, rel_tol=1e-6)), None
-    )
-    if at is None:
-        known = ", ".join(f"{value:g}" for value in usable)
-        few = any(math.isclose(k, far, rel_tol=1e-6) for k in entries)
-        why = f", since too few pairs of two people were there in validation ({pairs:,})" * few
-        instead = f"give one of those that it has: {known}" if known else "it has none for another"
-        raise InputError(f"far={far:g}: the model has no threshold for it{why}; {instead}")
-    return at, pairs
+def threshold_at(calibration: Calibration, far: float) -> float:
+    """The threshold for a false accept rate; errors as in `judge`."""
+    if not calibration.thresholds:
+        raise InputError("the model has no thresholds: its calibration.json does not hold them")
+    usable = [entry for entry in calibration.thresholds if entry.measurable]
+    for entry in usable:
+        if math.isclose(entry.far, far, rel_tol=1e-6):
+            return entry.threshold
+    known = ", ".join(f"{entry.far:g}" for entry in usable[:20])
+    few = any(math.isclose(entry.far, far, rel_tol=1e-6) for entry in calibration.thresholds)
+    pairs = f"{calibration.impostor:,}"
+    why = f", since too few pairs of two people were there in validation ({pairs})" * few
+    instead = f"give one of those that it has: {known}" if known else "it has none for another"
+    raise InputError(f"far={far:g}: the model has no threshold for it{why}; {instead}")
 
 
-def probability(calibration: Mapping[str, Any], similarity: float) -> float:
+def probability(calibration: Calibration, similarity: float) -> float:
     """Chance that a pair shows one person, in [0, 1]; errors as in `judge`."""
-    try:
-        curve = calibration["probability"]
-        logit = number(curve["slope"]) * similarity + number(curve["intercept"])
-    except (KeyError, TypeError, ValueError):
-        raise InputError(
-            "the model gives no probability: its calibration.json has no curve"
-        ) from None
+    curve = calibration.probability
+    if curve is None:
+        raise InputError("the model gives no probability: its calibration.json has no curve")
+    logit = curve.slope * similarity + curve.intercept
     return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
-
-
-def number(value: Any) -> float:
-    """A finite number of JSON, not a truth value.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{value!r} is no number")
-    try:
-        finite = float(value)
-    except OverflowError:
-        raise ValueError("a number beyond those of 64 bits") from None
-    if not math.isfinite(finite):
-        raise ValueError(f"{value!r} is not finite")
-    return finite

@@ -19,17 +19,19 @@ from facerec.data.splits import fold_name
 from facerec.data.store import DataSettings
 from facerec.model.network import NetworkSettings, build_network
 from facerec.model_folder import write_model
+from facerec.provenance import Provenance, Seen
+from facerec.verdict import Calibration, Curve, Threshold
 
-CALIBRATION = {
-    "genuine": 500,
-    "impostor": 20_000,
-    "thresholds": [
-        {"far": 0.1, "threshold": 0.2, "tar": 0.9, "false_accepts": 2000, "measurable": True},
-        {"far": 1e-3, "threshold": 0.5, "tar": 0.5, "false_accepts": 20, "measurable": True},
-        {"far": 1e-4, "threshold": 0.8, "tar": None, "false_accepts": 2, "measurable": False},
+CALIBRATION = Calibration(
+    genuine=500,
+    impostor=20_000,
+    thresholds=[
+        Threshold(far=0.1, threshold=0.2, tar=0.9, false_accepts=2000, measurable=True),
+        Threshold(far=1e-3, threshold=0.5, tar=0.5, false_accepts=20, measurable=True),
+        Threshold(far=1e-4, threshold=0.8, false_accepts=2, measurable=False),
     ],
-    "probability": {"slope": 8.0, "intercept": -4.0, "prior": 0.5},
-}
+    probability=Curve(slope=8.0, intercept=-4.0),
+)
 
 
 class Recipe(NetworkSettings, DataSettings, AlignSettings):
@@ -41,15 +43,15 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe(**{**fixed, "embedding_dim": 8, "image_size": 16, **changes})
 
 
-def seen(*names: str, salt: str = "s") -> dict[str, Any]:
-    """The provenance of a model that has trained on these people."""
-    hashes = [hashlib.sha256(f"{salt}:{fold_name(name)}".encode()).hexdigest() for name in names]
-    train = {"people": len(names), "pictures": 0, "people_hashes": hashes, "picture_hashes": []}
-    val = {"people": 0, "pictures": 0, "people_hashes": [], "picture_hashes": []}
-    return {"salt": salt, "train": train, "val": val}
+def seen(*names: str, **more: Any) -> Provenance:
+    """The provenance of a model of before that has trained on these people."""
+    hashes = [hashlib.sha256(f"s:{fold_name(name)}".encode()).hexdigest() for name in names]
+    train = Seen(people=len(names), people_hashes=hashes, picture_hashes=[])
+    val = Seen(people_hashes=[], picture_hashes=[])
+    return Provenance(salt="s", train=train, val=val, **more)
 
 
-def make_model(folder: Path, provenance: dict[str, Any] | None = None, **changes: Any) -> nn.Module:
+def make_model(folder: Path, provenance: Provenance | None = None, **changes: Any) -> nn.Module:
     """Write a model with fresh weights; returns its network in eval mode."""
     settings = recipe(**changes)
     torch.manual_seed(0)

@@ -20,11 +20,10 @@ from PIL import Image
 
 from facerec import FaceEmbedder
 from facerec.data import pictures
-from facerec.model.network import build_network
+from facerec.model.network import activation_bytes, build_network
 from facerec.model_source import WEIGHTS
 from facerec.settings import InputError
-from facerec.verdict import judge
-from tests.models import CALIBRATION, encoded, hostile_pictures, make_model, picture, recipe
+from tests.models import encoded, hostile_pictures, make_model, picture, recipe
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +125,18 @@ def test_batches_and_flips(embedder: FaceEmbedder) -> None:
     assert np.allclose(embedder.embed(pictures, flip=True), mean, atol=1e-5)
 
 
+def test_many_faces_are_embedded_as_many_at_a_time_as_memory_holds(
+    folder: Path, monkeypatch
+) -> None:
+    faces = np.stack([picture(seed, 16) for seed in range(5)])
+    expected = FaceEmbedder.load(folder, "cpu").embed_faces(faces, flip=True)
+    monkeypatch.setattr("facerec.embedder.MEMORY", 2 * activation_bytes(recipe(), 16))
+    few, sizes = FaceEmbedder.load(folder, "cpu"), []
+    few.network.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    assert np.allclose(few.embed_faces(faces, flip=True), expected, atol=1e-6)
+    assert sizes == [2, 2, 2, 2, 1, 1] and few.embed_faces(faces[:0]).shape == (0, 8)
+
+
 def test_threads_get_what_one_gets(embedder: FaceEmbedder) -> None:
     pictures = [encoded(picture(seed)) for seed in range(24)]
     expected = embedder.embed(pictures)
@@ -163,12 +174,6 @@ def test_a_frame_that_nobody_knows(embedder: FaceEmbedder) -> None:
         embedder.embed(picture(1), align="find")
     with pytest.raises(InputError, match="without alignment no face is looked for"):
         embedder.embed(picture(1), choice="central")
-
-
-def test_numbers_beyond_numbers(embedder: FaceEmbedder) -> None:
-    curve = {"slope": 10**400, "intercept": 0, "prior": 0.5}
-    with pytest.raises(InputError, match="has no curve"):
-        judge({**CALIBRATION, "probability": curve}, 0.1, 0.1)
 
 
 def test_identify_in_a_folder_and_a_mapping(embedder: FaceEmbedder, tmp_path: Path) -> None:

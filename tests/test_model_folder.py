@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +19,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from facerec.model_folder import read_model, write_model
-from facerec.provenance import met, model_card, provenance
+from facerec.model_folder import read_model, to_json
+from facerec.provenance import DataSet, Provenance, Seen, check_hashes, met, model_card, provenance
 from facerec.settings import InputError
 from facerec.untrusted import read_up_to
+from facerec.verdict import Curve
 from tests.models import CALIBRATION, make_model, recipe, seen
 
 
@@ -115,6 +118,24 @@ def link_out(name: str) -> Callable[[Path], None]:
     return apply
 
 
+def record(name: str, **changes: object) -> Callable[[Path], None]:
+    """Other values in a JSON file, under a right checksum."""
+
+    def apply(folder: Path) -> None:
+        values = json.loads((folder / name).read_text()) | changes
+        replaced(name, json.dumps(values).encode())(folder)
+
+    return apply
+
+
+def sparse(folder: Path) -> None:
+    """Gigabytes that take no space, under a header that says so."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2**30], "data_offsets": [0, 2**32]}})
+    data = len(header).to_bytes(8, "little") + header.encode()
+    (folder / "weights.safetensors").write_bytes(data)
+    os.truncate(folder / "weights.safetensors", len(data) + 2**32)
+
+
 def pipe(folder: Path) -> None:
     (folder / "calibration.json").unlink()
     os.mkfifo(folder / "calibration.json")
@@ -130,6 +151,9 @@ def head(tensors: dict) -> None:
     tensors["head.weight"] = torch.zeros(9, 16)
 
 
+SEEN = {"people_hashes": [], "picture_hashes": []}
+CURVE = {"slope": 10**400, "intercept": 0, "prior": 0.5}
+THRESHOLD = {"far": "x", "threshold": None, "measurable": True}
 HUGE = dict(d_model=2048, depth=64, expand=4, direction="bidirectional")
 ATTACKS = {
     "missing config": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
@@ -142,7 +166,7 @@ ATTACKS = {
         "calibration.json is missing",
     ),
     "truncated config": (cut("config.json"), "no JSON"),
-    "truncated weights": (cut("weights.safetensors"), "SHA-256"),
+    "truncated weights": (cut("weights.safetensors"), "cut short"),
     "truncated provenance": (cut("provenance.json"), "SHA-256"),
     "swapped weights": (swap, "belongs to another model"),
     "truth value for a number": (edit(lambda c: c.update(image_size=True)), "image_size=true"),
@@ -163,6 +187,33 @@ ATTACKS = {
     "binary": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "no JSON"),
     "oversize": (lambda f: (f / "config.json").write_bytes(b" " * (2**20 + 1)), "above"),
     "NaN": (replaced("calibration.json", b'{"impostor": NaN}'), "no JSON"),
+    "thresholds of text": (record("calibration.json", thresholds="abc"), "thresholds: Input"),
+    "no list of thresholds": (record("calibration.json", thresholds=None), "thresholds: Input"),
+    "a rate of text": (record("calibration.json", thresholds=[THRESHOLD]), "thresholds.0.far"),
+    "numbers beyond numbers": (record("calibration.json", probability=CURVE), "probability.slope"),
+    "a teacher's number": (record("provenance.json", teacher={"sha256": 5}), "teacher.sha256"),
+    "half a character of salt": (record("provenance.json", salt="\ud800"), "salt: "),
+    "hashes of another kind": (
+        record("provenance.json", val=SEEN | {"picture_hashes": ["g" * 32]}),
+        "val.picture_hashes: a hash",
+    ),
+    "pictures of nobody": (
+        record("provenance.json", val={"picture_hashes": []}),
+        "hashes of names are missing",
+    ),
+    "a million values": (
+        replaced("provenance.json", b'{"x":[' + b"[]," * 200_000 + b"0]}"),
+        "provenance.json holds too many values",
+    ),
+    "4 GiB of nothing": (sparse, "is of another network"),
+    "weights longer than their header": (
+        lambda f: os.truncate(f / "weights.safetensors", 2**33),
+        "weights.safetensors has 8,589,934,592 bytes, and its header makes it ",
+    ),
+    "gigabytes an image": (
+        edit(lambda c: (c["network"].update(stem_width=512), c.update(image_size=1024))),
+        "MiB of activations in this network, above 1,024 MiB",
+    ),
     "huge network": (edit(lambda c: c["network"].update(HUGE)), "larger network"),
     "terabytes": (
         edit(lambda c: (c["network"].update(HUGE, pooling="flatten"), c.update(image_size=1024))),
@@ -172,7 +223,10 @@ ATTACKS = {
     "other shape": (weights(head), "head.weight is (9, 16)"),
     "missing tensor": (weights(lambda t: t.pop("head.bias")), "lacks tensor head.bias"),
     "extra tensor": (weights(lambda t: t.update(extra=torch.zeros(1))), "unknown tensor extra"),
-    "double precision": (weights(lambda t: t.update(positions=t["positions"].double())), "float64"),
+    "double precision": (
+        weights(lambda t: t.update(positions=t["positions"].double())),
+        "should be 'F32'",
+    ),
     "not finite": (weights(lambda t: t["head.bias"].fill_(float("nan"))), "NaN"),
     "pickle": (replaced("weights.safetensors", pickle.dumps({"a": 1})), "no safetensors file"),
     "zip": (replaced("weights.safetensors", b"PK\x03\x04" * 100), "no safetensors file"),
@@ -220,6 +274,37 @@ def test_replacing_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_model_folder_is_there_at_every_moment(tmp_path: Path, monkeypatch) -> None:
+    """Its maker is killed at each of the renames and removals that replace it, and then it is replaced after all."""
+    folder, calls = tmp_path / "model", 0
+
+    class Killed(BaseException):
+        pass
+
+    def killing(function: Callable, at: int) -> Callable:
+        def counted(*args, **how):
+            nonlocal calls
+            calls += 1
+            if calls >= at:
+                raise Killed
+            return function(*args, **how)
+
+        return counted
+
+    for at in range(1, 6):
+        make_model(folder, d_model=16)
+        with monkeypatch.context() as patch:
+            calls = 0
+            patch.setattr(Path, "rename", killing(Path.rename, at))
+            patch.setattr(shutil, "rmtree", killing(shutil.rmtree, at))
+            with contextlib.suppress(Killed):
+                make_model(folder, d_model=24)
+        assert calls >= at
+        assert read_model(folder).config.network.d_model in (16, 24)
+    make_model(folder, d_model=24)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"dear")
     with pytest.raises(InputError, match=r"holiday\.jpg"):
@@ -229,14 +314,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "holiday.jpg").read_bytes() == b"dear"
 
 
-def test_numbers_that_json_lacks_are_not_written(tmp_path: Path) -> None:
-    settings = recipe()
+def test_numbers_that_json_lacks_are_not_written() -> None:
     with pytest.raises(ValueError):
-        write_model(
-            *(tmp_path / "m", torch.nn.Identity(), settings),
-            **{"calibration": {"x": float("nan")}, "provenance": {}, "card": ""},
-        )
-    assert not (tmp_path / "m").exists()
+        to_json({"x": float("nan")})
+    with pytest.raises(ValueError):
+        Curve(slope=float("inf"), intercept=0.0)
 
 
 def store() -> SimpleNamespace:
@@ -261,25 +343,26 @@ def test_provenance_tells_who_was_met_and_names_nobody() -> None:
         **{"train_people": 1, "train_similar": 1, "train_pictures": 1},
         **{"val_people": 0, "val_similar": 1, "val_pictures": 1},
     }
-    whole = hashlib.sha256(f"{made['salt']}:d".encode()).hexdigest()  # as files of before have it
-    older = made | {"val": made["val"] | {"picture_hashes": [whole]}}
+    whole = hashlib.sha256(f"{made.salt}:d".encode()).hexdigest()  # as files of before have it
+    older_val = Seen(**{**made.val.model_dump(), "picture_hashes": [whole]})
+    older = made.model_copy(update={"val": older_val})
     assert met(older, [], ["d"])["val_pictures"] == 1
-    assert provenance(store(), recipe(), older)["val"]["pictures"] == 2
-    text = json.dumps(made)
+    assert provenance(store(), recipe(), older).val.pictures == 2
+    text = made.model_dump_json()
     assert not any(name in text for name in ("Ann", "ann", "Bob", "Cy", "somebody"))
-    assert made["train"]["people"] == 2 and made["train"]["pictures"] == 4
+    assert made.train.people == 2 and made.train.pictures == 4
     again = provenance(store(), recipe())
     for kind in ("name_hashes", "similar_hashes"):
-        assert set(made["train"][kind]).isdisjoint(again["train"][kind])
+        assert made.train.hashes()[kind].isdisjoint(again.train.hashes()[kind])
     with pytest.raises(InputError, match="leaks cannot be told"):
-        met({"salt": "x"}, ["Ann"], [])
+        met(Provenance(salt="x"), ["Ann"], [])
 
 
 def test_people_whose_names_fold_alike_are_counted_apart() -> None:
     toy = store()
     toy.names = ["Dung", "Dũng", "C+", "C#"]
     made = provenance(toy, recipe())
-    assert (made["train"]["people"], made["val"]["people"]) == (2, 1)
+    assert (made.train.people, made.val.people) == (2, 1)
     assert met(made, ["Dung", "Dũng", "C#"], [])["train_people"] == 2
     found = met(made, ["Dụng"], [])
     assert (found["train_people"], found["train_similar"]) == (0, 1)
@@ -289,11 +372,19 @@ def test_a_model_of_before_and_what_is_trained_from_it_know_people_by_folded_nam
     before = seen("Ann", "Bea_Ó")
     assert met(before, ["ann", "Bea O", "Cy"], [])["train_people"] == 2
     after = provenance(store(), recipe(), before)  # of Ann Ó and Bob
-    assert after["train"]["people"] == 4 and after["val"]["people"] == 1
+    assert after.train.people == 4 and after.val.people == 1
     found = met(after, ["ANN", "Bea Ó", "Bob", "bob", "Cy"], [])
     assert (found["train_people"], found["train_similar"], found["val_people"]) == (3, 1, 1)
     again = provenance(store(), recipe(), after)
-    assert again["train"] == after["train"]  # the same people once more
+    assert again.train == after.train  # the same people once more
+
+
+def test_more_hashes_than_a_folder_may_hold_are_refused_before_a_training(monkeypatch) -> None:
+    check_hashes(store(), seen("Ann"))
+    monkeypatch.setattr("facerec.provenance.MAX_HASHES", 2 * 4 + 6)
+    check_hashes(store(), None)
+    with pytest.raises(InputError, match=r"at most 14 .* these are 15: take fewer people"):
+        check_hashes(store(), seen("Ann"))
 
 
 def test_reading_reserves_no_more_than_there_is() -> None:
@@ -313,5 +404,5 @@ def test_card_says_what_it_must() -> None:
     assert "| val/map_at_r | 0.5123 |" in card
     assert "can still be\nguessed" in card and "4 pictures of 2 people" in card
     assert "## Limits" in card and "## Intended use" in card and "Labeled Faces" not in card
-    made["data"]["name"] = "lfw"
-    assert "research only" in model_card(recipe(), {}, made)
+    lfw = made.model_copy(update={"data": DataSet(name="lfw", digest="0")})
+    assert "research only" in model_card(recipe(), {}, lfw)

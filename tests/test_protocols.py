@@ -25,6 +25,7 @@ from facerec.protocols import (
     pair_list,
     search,
 )
+from facerec.provenance import DataSet, Provenance, Seen
 from facerec.references import FISHER, RAW, WHITENED, fit_references
 from facerec.settings import InputError
 from facerec.verification import ten_fold
@@ -257,12 +258,12 @@ def test_probes_whose_name_is_spelt_otherwise_are_strangers_and_named(tmp_path):
     assert ": 1 (the first, ann_b, where the gallery has Ann B). They count as strangers" in note
 
 
-def seen_now(name):
+def seen_now(name, **more):
     """The provenance of a model that has trained on somebody."""
     names = {"name_hashes": identity(name), "similar_hashes": fold_name(name)}
     train = {k: [hashlib.sha256(f"s:{v}".encode()).hexdigest()[:32]] for k, v in names.items()}
     empty = {"name_hashes": [], "similar_hashes": [], "picture_hashes": []}
-    return {"salt": "s", "train": {**empty, **train}, "val": empty}
+    return Provenance(salt="s", train=Seen(**{**empty, **train}), val=Seen(**empty), **more)
 
 
 def test_leaks():
@@ -274,18 +275,18 @@ def test_leaks():
     assert possible.found and "trained on 1 people (possibly: by name) and 0 pictures" in str(
         possible
     )
-    certain = leak({**seen("ann"), "data": {"digest": "d"}}, pictures, "d")
+    certain = leak(seen("ann", data=DataSet(digest="d")), pictures, "d")
     assert "trained on 1 people and 0 pictures: its figures are better" in str(certain)
-    provenance = seen()
-    provenance["val"]["picture_hashes"] = [hashlib.sha256(b"s:2").hexdigest()]
+    val = Seen(people_hashes=[], picture_hashes=[hashlib.sha256(b"s:2").hexdigest()])
+    provenance = seen().model_copy(update={"val": val})
     assert "tuned on 0 people (possibly: by name) and 1 pictures" in str(
         leak(provenance, pictures, None)
     )
-    other = {**seen_now("Dung"), "data": {"digest": "d"}}
+    other = seen_now("Dung", data=DataSet(digest="d"))
     probes = Pictures([""], ["Dũng"], ["9"], np.array([0]))
     assert "1 people of similar names (possibly others)" in str(leak(other, probes, None))
     assert not leak(other, probes, "d").found  # of one data set, whose names tell them apart
-    unknown = leak({}, pictures, "d")
+    unknown = leak(Provenance(), pictures, "d")
     assert unknown.found and "is open" in str(unknown)
 
 

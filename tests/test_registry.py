@@ -31,9 +31,10 @@ from facerec import FaceEmbedder
 from facerec.data.pictures import PictureError
 from facerec.data.store import open_store
 from facerec.model.network import build_network
-from facerec.model_folder import write_model
+from facerec.model_folder import FILES, write_model
 from facerec.registry import log_model, register
 from facerec.settings import InputError, as_params
+from tests.conftest import PROJECT
 from tests.models import (
     CALIBRATION,
     encoded,
@@ -143,16 +144,43 @@ def test_answers_have_the_index_of_what_was_asked(tmp_path: Path) -> None:
     assert np.allclose(model.predict(many)[-3:], expected, atol=1e-5)
 
 
-def test_what_is_logged_beside_the_weights(tmp_path: Path) -> None:
+STRANGERS = (
+    "credentials.env",
+    "secrets.json",
+    "photo.jpg",
+    "mlflow.db",
+    "embeddings.html",
+    ".netrc",
+)
+
+
+def test_what_is_logged_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's own files and the model's, whatever else lies there, and behind no link."""
+    command = ["git", "ls-files", "facerec"]
+    listed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    own = {name for name in listed.stdout.split() if not name.startswith("facerec/weights/")}
+    package = shutil.copytree(PROJECT / "facerec", tmp_path / "facerec")
     make_model(tmp_path / "model")
-    run_id = logged(tmp_path / "model")
-    folder = Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/model"))
-    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert "code/facerec/embedder.py" in names and "artifacts/face_model/MODEL_CARD.md" in names
-    assert not [n for n in names if n.endswith((".pkl", ".pyc", ".pt"))]
-    assert [n for n in names if n.endswith(".safetensors")] == [
-        "artifacts/face_model/weights.safetensors"
-    ]
+    for folder in (package, package / "data", package / "mlruns/0/code/facerec", package / "venv"):
+        for name in (*STRANGERS, "module.py"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("secret")
+    for module in (package / "module.py", package / "data" / "module.py"):
+        module.unlink()  # where it is one of the package's
+    (package / "linked.py").symlink_to(tmp_path / "facerec" / "venv" / "module.py")
+    (package / "page.css").unlink()
+    (package / "page.css").symlink_to(package / "secrets.json")
+    (tmp_path / "model" / "secrets.json").write_text("secret")
+    monkeypatch.setattr("facerec.registry.facerec.__file__", str(package / "__init__.py"))
+    uri = f"runs:/{logged(tmp_path / 'model')}/model"
+    folder = Path(mlflow.artifacts.download_artifacts(uri))
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    code = {name.removeprefix("code/") for name in names if name.startswith("code/")}
+    assert code == own - {"facerec/page.css"}
+    assert {n for n in names if n.startswith("artifacts/")} == {
+        f"artifacts/face_model/{name}" for name in FILES
+    }
+    assert not [p for p in folder.rglob("*") if p.is_file() and p.read_bytes() == b"secret"]
     wanted = (folder / "requirements.txt").read_text().split()
     assert "mlflow<4,>=3.17" in wanted and f"numpy=={np.__version__}" in wanted
     assert not [w for w in wanted if w.startswith(("facerec", "plotly", "optuna", "scikit"))]
@@ -216,7 +244,7 @@ def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return as_params(recipe(data=str(tmp_path / "faces")))
 
 
-def trained(folder: Path, faces: dict[str, str], blind: bool, **provenance: Any) -> str:
+def trained(folder: Path, faces: dict[str, str], blind: bool, provenance: Any = None) -> str:
     """A run on those faces. A blind model sees nothing but the upper left corner's brightness."""
     torch.manual_seed(0)
     settings = recipe(data=faces["data"], backbone="resnet18")
@@ -294,7 +322,7 @@ def test_a_name_with_a_quote_is_another_name(tmp_path: Path, faces: dict[str, st
 def test_a_champion_that_has_met_the_people_stays(tmp_path: Path, faces: dict[str, str]) -> None:
     store = open_store(recipe(data=faces["data"]))
     people = {store.names[i] for i in store.labels[store.indices("val")]}
-    register(trained(tmp_path / "old", faces, blind=True, **seen(*people)), "faces", "champion")
+    register(trained(tmp_path / "old", faces, True, seen(*people)), "faces", "champion")
     done = register(trained(tmp_path / "new", faces, blind=False), "faces", "champion")
     assert (
         not done.promoted
@@ -308,9 +336,7 @@ def test_a_model_that_has_met_the_people_does_not_take_over(
     store = open_store(recipe(data=faces["data"]))
     person = store.names[store.labels[store.indices("val")[0]]]
     register(trained(tmp_path / "old", faces, blind=True), "faces", "champion")
-    done = register(
-        trained(tmp_path / "new", faces, blind=False, **seen(person)), "faces", "champion"
-    )
+    done = register(trained(tmp_path / "new", faces, False, seen(person)), "faces", "champion")
     assert not done.promoted and "the new model was trained on 1 of the" in done.told
 
 

@@ -33,4 +33,4 @@ def test_provenance_tells_no_folder_of_the_user():
     }
     made = provenance(colored_squares(), {**settings, "output": "C:/Users/jane/out"})
     assert "jane/models" not in str(made) and "/home" not in str(made)
-    assert made["recipe"]["init"] == "first" and made["recipe"]["model"] == "runs:/0123/model"
+    assert made.recipe["init"] == "first" and made.recipe["model"] == "runs:/0123/model"

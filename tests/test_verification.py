@@ -10,7 +10,7 @@ from facerec.calibration import calibration, platt
 from facerec.metrics import unit
 from facerec.pairs import all_pairs, identity_pairs, mates_accepted, similarity_bins
 from facerec.settings import InputError
-from facerec.verdict import judge
+from facerec.verdict import Calibration, judge
 from facerec.verification import ten_fold, verification
 
 
@@ -183,22 +183,22 @@ def test_true_accepts_of_each_probe():
 def test_calibration_file():
     embeddings, labels = people(80, 4)
     made = calibration(embeddings, labels)
-    assert json.loads(json.dumps(made, allow_nan=False)) == made
-    assert (made["genuine"], made["impostor"]) == (80 * 6, 320 * 319 // 2 - 480)
-    assert [entry["measurable"] for entry in made["thresholds"]] == [True, True, True, False]
+    assert Calibration.model_validate(json.loads(json.dumps(made.model_dump()))) == made
+    assert (made.genuine, made.impostor) == (80 * 6, 320 * 319 // 2 - 480)
+    assert [entry.measurable for entry in made.thresholds] == [True, True, True, False]
     similarity, same = flat_pairs(embeddings, labels)
     for far in (1e-1, 1e-2, 1e-3):
         verdict = judge(made, 0.5, far)
-        assert verdict.impostor_pairs == made["impostor"]
+        assert verdict.impostor_pairs == made.impostor
         assert np.mean(similarity[~same] >= verdict.threshold) <= far
     with pytest.raises(InputError, match=r"too few pairs .* 0\.1, 0\.01, 0\.001"):
         judge(made, 0.5, 1e-4)
-    best = made["balanced"]
+    best = made.balanced
     right = (
-        np.mean(similarity[same] >= best["threshold"]),
-        np.mean(similarity[~same] < best["threshold"]),
+        np.mean(similarity[same] >= best.threshold),
+        np.mean(similarity[~same] < best.threshold),
     )
-    assert np.mean(right) == pytest.approx(best["accuracy"], abs=1e-4)
+    assert np.mean(right) == pytest.approx(best.accuracy, abs=1e-4)
 
 
 def test_probability_is_calibrated():

@@ -85,7 +85,6 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
         raise InputError(f"give two pictures (a and b), or a probe and a gallery{given}")
     from facerec.embedder import FaceEmbedder
     from facerec.model_source import URIS
-    from facerec.provenance import data_name
 
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id or settings.model.startswith(URIS):
@@ -94,7 +93,7 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
         reach_tracking()
     target = None if settings.picture is None else writable(settings)
     embedder = FaceEmbedder.load(settings.model, settings.device)
-    if data_name(embedder.provenance) == "demo":
+    if embedder.provenance.data.name == "demo":
         print("facerec: this model knows rendered people alone, not photographs", file=sys.stderr)
     found = compare(embedder, settings) if pair else identify(embedder, settings)
     answer = with_given_paths(found)

@@ -36,7 +36,7 @@ from facerec.model.network import NetworkSettings, build_network, check_sizes, p
 from facerec.model.scan import resolve_backend
 from facerec.model_source import ModelText
 from facerec.objective import Objective, ObjectiveSettings, check_objective
-from facerec.provenance import checked
+from facerec.provenance import Provenance, check_hashes, checked
 from facerec.registry import register
 from facerec.results import keep_results
 from facerec.resume import (
@@ -52,6 +52,7 @@ from facerec.teacher import check_teacher, teacher_rows
 from facerec.tracking import Run, TrackingSettings, joined_run, reach_tracking, say, track
 from facerec.trainer import Trainer, TrainingFailed
 from facerec.trainer_settings import TrainingSettings, check_whole_batch
+from facerec.untrusted import as_record
 
 
 class TrainSettings(
@@ -234,11 +235,13 @@ def make_trainer(
     torch.manual_seed(settings.seed)
     network = build_network(settings)
     # Kept in the checkpoints: at the end its registry may be away, and its alias another model's.
-    initial = checkpoint.state.get("initial") if checkpoint else None
+    initial = kept_provenance(checkpoint) if checkpoint else None
     if settings.init and not checkpoint:
         initial = start_from(network, settings.init)
+    check_hashes(store, initial)
     identities = len(np.unique(store.labels[store.indices("train")]))
-    targets, blends, facts = None, None, {"initial": initial}
+    kept = initial.model_dump(exclude_none=True) if initial else None
+    targets, blends, facts = None, None, {"initial": kept}
     if settings.teacher:
         rows, blends = lessons(settings, store, progress)
         targets = torch.from_numpy(rows)
@@ -256,14 +259,19 @@ def make_trainer(
     return trainer
 
 
-def start_from(network: nn.Module, source: str) -> dict[str, Any]:
+def kept_provenance(checkpoint: Checkpoint) -> Provenance | None:
+    """That of the model whose weights the run began with."""
+    kept = checkpoint.state.get("initial")
+    return None if kept is None else as_record(Provenance, kept, "the checkpoint's provenance")
+
+
+def start_from(network: nn.Module, source: str) -> Provenance:
     """Loads the weights of the model `source` into `network`; returns its provenance.
 
     Raises:
         InputError: if that model is another network, or does not say whom it has met.
     """
     model = FaceEmbedder.load(source, "cpu")
-    checked(model.provenance)
     try:
         network.load_state_dict(model.network.state_dict())
     except RuntimeError as error:
@@ -271,7 +279,7 @@ def start_from(network: nn.Module, source: str) -> dict[str, Any]:
         raise InputError(
             f"init={source} is another network than the settings describe: {reason}"
         ) from None
-    return dict(model.provenance)
+    return checked(model.provenance)
 
 
 def keeper(

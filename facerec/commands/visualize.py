@@ -6,9 +6,8 @@ occlusion maps: one HTML file that opens without a network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -29,6 +28,7 @@ from facerec.protocols import Identities, identities
 from facerec.settings import InputError, validate
 from facerec.tables import as_cells
 from facerec.tracking import TrackingSettings, reach_tracking, say, track
+from facerec.verdict import Calibration
 from facerec.verification import power
 
 
@@ -121,9 +121,9 @@ def model_store(settings: PageSettings, embedder: FaceEmbedder) -> Store:
         "face_choice": config.face_choice,
     }
     store = open_store(validate(_ModelData, wanted, lambda key: f"model {settings.model}"))
-    data = embedder.provenance.get("data")
-    if isinstance(data, Mapping) and data.get("digest") == store.digest:
-        return store.split_as(2 if data.get("split_version") == 2 else 1)
+    data = embedder.provenance.data
+    if data.digest == store.digest:
+        return store.split_as(2 if data.split_version == 2 else 1)
     return store
 
 
@@ -166,12 +166,12 @@ def measure(protocol: Identities, column: Column) -> Measured:
         return Measured()
 
 
-def thresholds(calibration: Mapping[str, Any]) -> dict[str, float]:
+def thresholds(calibration: Calibration) -> dict[str, float]:
     """The model's own, from its validation people, where enough pairs stand behind them."""
     return {
-        f"FAR {power(entry['far'])}": float(entry["threshold"])
-        for entry in calibration.get("thresholds", [])
-        if entry["measurable"]
+        f"FAR {power(entry.far)}": entry.threshold
+        for entry in calibration.thresholds
+        if entry.measurable
     }
 
 

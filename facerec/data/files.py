@@ -5,16 +5,23 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from facerec.settings import InputError, one_line
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 DRAFT = ".tmp-"  # what the names of files begin with that are being written
+DRAFT_FOLDER = re.compile(r"\.facerec-[0-9a-f]{16}")  # names of folders that are
 
 
 @contextmanager
@@ -54,59 +61,69 @@ def publish_folder(folder: Path) -> Iterator[Path]:
     must write the same contents for the same name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = beside(folder)
-    draft.mkdir()
-    try:
+    with draft_beside(folder) as draft:
         yield draft
         try:
             draft.rename(folder)
         except OSError:
             if not folder.is_dir():
                 raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
-def beside(folder: Path) -> Path:
-    """A hidden name beside a folder that nobody else has.
+@contextmanager
+def draft_beside(folder: Path) -> Iterator[Path]:
+    """An empty folder with a hidden name beside `folder`, which is removed at the end if it is still there.
 
-    Not by `tempfile`: what that makes is for its owner alone, and whoever widens it afterwards has to know the
-    process's umask, which cannot be read without changing it for all threads.
+    A process that is killed leaves its draft behind, and the next one that makes a draft there removes it: as long as
+    its maker lives, a draft is locked. Where there are no locks, drafts are left alone.
     """
-    return folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
+    # Not by `tempfile`: what that makes is for its owner alone, and whoever widens it afterwards has to know the
+    # process's umask, which cannot be read without changing it for all threads.
+    draft = folder.with_name(f".facerec-{secrets.token_hex(8)}")
+    with ExitStack() as held:
+        with _locked(
+            folder.parent
+        ):  # so that nobody takes a draft for left behind that is not locked yet
+            for left in folder.parent.iterdir():
+                if DRAFT_FOLDER.fullmatch(left.name) and _is_left(left):
+                    shutil.rmtree(left, ignore_errors=True)
+            draft.mkdir()
+            held.enter_context(_locked(draft))
+        held.callback(shutil.rmtree, draft, ignore_errors=True)
+        yield draft
+
+
+@contextmanager
+def _locked(folder: Path, how: int = 0) -> Iterator[bool]:
+    """Hold a folder's lock, waited for or (`LOCK_NB`) not; whether it is held, which not all file systems can."""
+    if fcntl is None:
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | how)
+            held = True
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(handle)
+
+
+def _is_left(draft: Path) -> bool:
+    """Whether the process that made a draft has ended."""
+    try:
+        with _locked(draft, fcntl.LOCK_NB if fcntl else 0) as held:
+            return held
+    except OSError:  # no folder, or gone meanwhile
+        return False
 
 
 def remove_folder(folder: Path) -> None:
     """Take a published folder away in one step: who has its files open keeps them."""
-    trash = beside(folder)
-    trash.mkdir()
-    try:
+    with draft_beside(folder) as trash, suppress(FileNotFoundError):  # another process was faster
         folder.rename(trash / "old")
-    except FileNotFoundError:  # another process was faster
-        pass
-    finally:
-        shutil.rmtree(trash, ignore_errors=True)
-
-
-def copy_folder(source: Path, target: Path, leave_out: tuple[str, ...] = ()) -> Path:
-    """Copy a folder's files, but not who may read them: that is for the process's umask to say.
-
-    Args:
-        target: must not exist.
-        leave_out: patterns of names, as in a shell, of files and folders that are not copied.
-
-    Returns:
-        `target`.
-    """
-    skip = shutil.ignore_patterns(*leave_out)
-    target.mkdir()
-    names = os.listdir(source)
-    for name in sorted(set(names) - skip(str(source), names)):
-        if (source / name).is_dir():
-            copy_folder(source / name, target / name, leave_out)
-        else:
-            shutil.copyfile(source / name, target / name)
-    return target
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import stat
 import sys
 import tempfile
 import threading
@@ -160,38 +161,44 @@ def kernel_folder() -> Path | None:
     """Where compiled kernels are kept: under NUMBA_CACHE_DIR, or else the user's own cache folder.
 
     Returns:
-        A folder for this very source and Numba, that nobody else can write; None where there is none.
+        A folder for this very source and Numba, that nobody else can write or replace, by a folder above it either;
+        where the first choice is not, one in the system's temporary folder; None where there is none.
     """
     here = Path(__file__).parent
     source = b"".join((here / name).read_bytes() for name in _SOURCES)
     source += numba.__version__.encode()
     name = f"kernels-{hashlib.sha256(source).hexdigest()[:16]}"
-    if numba.config.CACHE_DIR:
-        candidates = [Path(numba.config.CACHE_DIR)]
-    else:
-        user = os.getuid() if hasattr(os, "getuid") else "user"
-        candidates = [
-            Path(user_cache_dir("facerec", False)),
-            Path(tempfile.gettempdir()) / f"facerec-{user}",
-        ]
-    return next((folder / name for folder in candidates if _is_private(folder / name)), None)
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    candidates = [
+        Path(numba.config.CACHE_DIR or user_cache_dir("facerec", False)),
+        Path(tempfile.gettempdir()) / f"facerec-{user}",
+    ]
+    return next(filter(None, (_private(folder / name) for folder in candidates)), None)
 
 
-def _is_private(folder: Path) -> bool:
-    """Make the folder if need be; whether we can write it, and only we."""
+def _private(folder: Path) -> Path | None:
+    """Make the folder if need be; its path without links, if we can write it, and only we can put another there."""
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
+        folder = folder.resolve()
         with tempfile.TemporaryFile(dir=folder):
             pass
         if not hasattr(os, "getuid"):
-            return True
-        return all(
-            path.lstat().st_uid == os.getuid() and not path.lstat().st_mode & 0o022
-            for path in (folder.parent, folder)
-        )
+            return folder
+        own = all(_is_kept(path, (os.getuid(),), 0) for path in (folder, folder.parent))
+        above = folder.parent.parents
+        # In a sticky folder, such as /tmp, others can neither rename nor replace what is ours.
+        safe = own and all(_is_kept(path, (os.getuid(), 0), stat.S_ISVTX) for path in above)
+        return folder if safe else None
     except OSError:
-        return False
+        return None
+
+
+def _is_kept(folder: Path, owners: tuple[int, ...], sticky: int) -> bool:
+    """Whether a folder is one of these users', who alone can write it, or who let nobody replace what is in it."""
+    status = folder.lstat()
+    return status.st_uid in owners and (not status.st_mode & 0o022 or bool(status.st_mode & sticky))
 
 
 # Running.

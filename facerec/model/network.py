@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from facerec.model.mamba import Mamba
 from facerec.settings import InputError, Settings
 
+MAX_ACTIVATIONS = 2**30  # bytes an image at inference; a network of configs/ takes up to 5 MiB
+
 
 class NetworkSettings(Settings):
     """What the network is; together with `image_size` it fixes every weight's shape."""
@@ -223,7 +225,7 @@ def attention_heads(d_model: int) -> int:
 
 
 def check_sizes(settings: NetworkSettings, image_size: int) -> None:
-    """Raises InputError where patch and picture do not fit."""
+    """Raises InputError where patch and picture do not fit, or one picture would take too much memory."""
     heads = attention_heads(settings.d_model)
     if (settings.backbone == "vit" or settings.mixer == "attention") and settings.d_model % heads:
         raise InputError(
@@ -237,6 +239,33 @@ def check_sizes(settings: NetworkSettings, image_size: int) -> None:
             f"patch_size {settings.patch_size} does not divide image_size {image_size}: "
             f"set image_size to {near}, or another patch_size (4, 8 or 16)"
         )
+    if (needed := activation_bytes(settings, image_size)) > MAX_ACTIVATIONS:
+        raise InputError(
+            f"an image of {image_size} pixels takes up to {needed / 2**20:,.0f} MiB of activations in this network, "
+            f"above {MAX_ACTIVATIONS / 2**20:,.0f} MiB: take a larger patch_size, or a smaller image_size, "
+            "stem_width or d_model"
+        )
+
+
+def activation_bytes(settings: NetworkSettings, image_size: int) -> int:
+    """Memory that the network takes for one image at inference beside its weights, in float32, from above.
+
+    Counted are the tensors that are there at once: eight of the image's size, six of the first and largest of the
+    stem, and of the widest block those of its tokens, of inner channels and of attention scores. Measured on a CPU
+    were 0.35 to 0.75 of it, and 0.1 where the attention keeps no scores.
+    """
+    image = 8 * 3 * image_size**2
+    width = {"resnet18": 64, "mamba": settings.stem_width * (settings.stem_depth > 0), "vit": 0}
+    stem = 6 * width[settings.backbone] * (image_size // 2) ** 2
+    length, d_model = (image_size // settings.patch_size) ** 2 + 1, settings.d_model
+    if settings.backbone == "resnet18":
+        block = 0
+    elif settings.backbone == "vit" or settings.mixer == "attention":
+        block = 20 * length * d_model + 2 * attention_heads(d_model) * length**2
+    else:
+        projected = d_model // 16 + 1 + 2 * settings.d_state
+        block = length * (8 * d_model + 8 * settings.expand * d_model + 2 * projected)
+    return 4 * (image + stem + block)
 
 
 class _Float32(TorchFunctionMode):

@@ -292,13 +292,13 @@ def reference(
     if delta_softplus:
         dt = F.softplus(dt)
     per_group = u.shape[1] // B.shape[1]
-    B, C = (t.repeat_interleave(per_group, dim=1) for t in (B, C))  # (B, D, N, L)
     state = x.new_zeros(*x.shape[:2], A.shape[1])
     outputs = []
     for t in range(u.shape[2]):
         decay = torch.exp(dt[:, :, t, None] * A.to(dtype))
-        state = decay * state + (dt[:, :, t] * x[:, :, t])[..., None] * B[..., t]
-        outputs.append((state * C[..., t]).sum(-1))
+        b, c = (m[..., t].repeat_interleave(per_group, dim=1) for m in (B, C))  # (B, D, N)
+        state = decay * state + (dt[:, :, t] * x[:, :, t])[..., None] * b
+        outputs.append((state * c).sum(-1))
     out = torch.stack(outputs, dim=-1) if outputs else torch.zeros_like(x)
     if D is not None:
         out = out + D.to(dtype)[:, None] * x

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from facerec.data import store as module
+from facerec.data.files import publish_folder
 from facerec.data.pictures import decode, to_face
 from facerec.data.store import DataSettings, Store, open_store
 from facerec.settings import InputError
@@ -234,6 +236,29 @@ def test_builders_at_the_same_time_all_succeed(faces: Path) -> None:
     assert len(results) == 1 and isinstance(next(iter(results)), tuple), results
     cache = faces.parent / "cache"
     assert len(list((cache / "stores").iterdir())) == len(list((cache / "memos").iterdir())) == 1
+
+
+def _killed_while_writing(folder: Path) -> None:
+    with publish_folder(folder) as draft:
+        (draft / "half").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_drafts_of_the_killed_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    with publish_folder(tmp_path / "slow") as living:
+        (living / "half").write_text("half")
+        killed = multiprocessing.get_context("fork").Process(
+            target=_killed_while_writing, args=(tmp_path / "killed",)
+        )
+        killed.start()
+        killed.join(60)
+        assert len(list(tmp_path.iterdir())) == 2
+        (tmp_path / ".facerec-notes").mkdir()  # somebody's own
+        with publish_folder(tmp_path / "quick"):
+            pass
+        left = {living.name, "quick", ".facerec-notes"}
+        assert {p.name for p in tmp_path.iterdir()} == left
+    assert (tmp_path / "slow" / "half").read_text() == "half"
 
 
 def test_settings_are_checked_and_described() -> None:

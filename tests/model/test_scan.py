@@ -468,6 +468,14 @@ def test_a_folder_that_others_write_is_not_trusted(tmp_path, monkeypatch):
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     assert jobs_cpu.kernel_folder().parent == tmp_path / f"facerec-{os.getuid()}"
+    monkeypatch.setattr(jobs_cpu.numba.config, "CACHE_DIR", str(tmp_path / "open" / "own" / "deep"))
+    assert jobs_cpu.kernel_folder().parent == tmp_path / f"facerec-{os.getuid()}"  # "open" above it
+    (tmp_path / "open").chmod(0o1777)
+    assert jobs_cpu.kernel_folder().parent == tmp_path / "open" / "own" / "deep"
+    (tmp_path / "link").symlink_to(tmp_path / "open" / "own")
+    monkeypatch.setattr(jobs_cpu.numba.config, "CACHE_DIR", str(tmp_path / "link"))
+    assert jobs_cpu.kernel_folder().parent == tmp_path / "open" / "own"  # which nobody can turn
+    (tmp_path / "open").chmod(0o777)
     (tmp_path / f"facerec-{os.getuid()}").chmod(0o777)
     assert jobs_cpu.kernel_folder() is None
 
