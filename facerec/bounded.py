@@ -6,6 +6,7 @@ What is costly to decode has a queue and a process of its own, which gives way t
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -15,22 +16,22 @@ from typing import TypeVar
 import numpy as np
 
 from facerec.data.pictures import PictureError
-from facerec.decoding import Cut, Decoder, TooSlow
+from facerec.decoding import START_SECONDS, Cut, Decoder, NoDecoder, TooSlow
 from facerec.embedder import FaceEmbedder
 from facerec.serving_limits import Deadline, Limits
+from facerec.settings import InputError
 
 AT_ONCE = 2  # light turns that decode and compute at the same time; more would only share cores and add memory
 TURN_IMAGES = 8
 TURN_BYTES = 2**20  # whose headers are read in a turn
-TURN_WORK = (
-    8_000_000  # pixels times scans, decoded in a tenth of a second; an image above it is heavy
+TURN_WORK = 8_000_000  # pixels times scans of a turn's images together: a tenth of a second
+HEAVY_WORK = (
+    40_000_000  # above which an image is heavy: half a second; phones' 12 megapixels are not
 )
-TURN_SECONDS = (
-    2.0  # of decoding in a light turn; a request that takes longer goes on among the heavy ones
-)
-HEAVY_SECONDS = (
-    20.0  # of a heavy turn; a request that takes longer is given up, for the sake of the next
-)
+TURN_SECONDS = 1.0  # of decoding in a light turn; a request that takes longer becomes a heavy one
+HEAVY_SECONDS = 10.0  # of a heavy turn; a request that takes longer is given up, for the next one
+HEAVY_AT_ONCE = 1 + (os.cpu_count() or 1)  # requests; MLflow's server has threads for three more
+
 GIVE_WAY = 10  # niceness of the process that decodes for heavy requests
 
 T = TypeVar("T")
@@ -40,8 +41,11 @@ Turn = Callable[[Decoder, float], T]  # with the seconds that decoding may take
 class Lane:
     """A queue of turns and the threads that take them, each with a child process for decoding."""
 
-    def __init__(self, threads: int, seconds: float, niceness: int = 0) -> None:
+    def __init__(
+        self, threads: int, seconds: float, niceness: int = 0, at_once: int = 1000
+    ) -> None:
         self._pool = ThreadPoolExecutor(threads)
+        self._places = threading.BoundedSemaphore(at_once)
         self._seconds, self._niceness = seconds, niceness
         self._of_thread = threading.local()
 
@@ -49,8 +53,16 @@ class Lane:
         """What `turn` returns, after the turns of all who came before.
 
         Raises:
-            TooSlow: it has not ended by the deadline, or decoding takes longer than this lane allows.
+            TooSlow: it has not ended by the deadline, decoding takes longer than this lane allows, or too many wait.
         """
+        if not self._places.acquire(blocking=False):
+            raise TooSlow
+        try:
+            return self._wait(turn, deadline)
+        finally:
+            self._places.release()
+
+    def _wait(self, turn: Turn[T], deadline: Deadline) -> T:
         future = self._pool.submit(self._take, turn, deadline)
         wait([future], deadline.left())
         if future.done():
@@ -72,7 +84,16 @@ class BoundedEmbedder:
     def __init__(self, embedder: FaceEmbedder, limits: Limits) -> None:
         self._embedder, self._limits = embedder, limits
         self._light = Lane(AT_ONCE, TURN_SECONDS)
-        self._heavy = Lane(1, HEAVY_SECONDS, GIVE_WAY)
+        self._heavy = Lane(1, HEAVY_SECONDS, GIVE_WAY, HEAVY_AT_ONCE)
+
+    def check(self) -> None:
+        """Starts a decoder. Raises InputError where none can be started."""
+        try:
+            self._light.run(partial(_measure, (), ()), Deadline(2 * START_SECONDS))
+        except (NoDecoder, TooSlow) as error:
+            raise InputError(
+                f"images cannot be decoded here: {error or 'it takes too long'}"
+            ) from None
 
     def embed(
         self,
@@ -105,7 +126,7 @@ class BoundedEmbedder:
         request = _Request(self._light, self._heavy, Deadline(self._limits.seconds))
         distinct, names = list(named), list(named.values())
         work = self._work(request, distinct, names)
-        request.heavy |= max(work, default=0) > TURN_WORK
+        request.heavy |= max(work, default=0) > HEAVY_WORK
         rows = [np.empty((0, self._embedder.config.network.embedding_dim), np.float32)]
         for part in turns(work, TURN_WORK):
             rows.append(request.run(partial(self._turn, distinct[part], names[part], cut, flip)))

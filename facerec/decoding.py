@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -29,6 +29,7 @@ from facerec.untrusted import read_up_to
 
 MEMORY = 4 * 2**30  # bytes of address space; 80 million pixels with transparency take 2 GiB
 LONGEST_LINE = 2**22
+START_SECONDS = 60.0  # for a child to be ready
 THREADS = (  # each of which reserves address space
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -41,6 +42,10 @@ T = TypeVar("T")
 
 class TooSlow(Exception):
     """The time for a batch of images was over; the child has been killed."""
+
+
+class NoDecoder(Exception):
+    """The child does not start."""
 
 
 class Cut(NamedTuple):
@@ -69,6 +74,7 @@ class Decoder:
 
         Raises:
             TooSlow: after `seconds`.
+            NoDecoder: there is no child.
         """
         return self._ask({}, images, seconds, 0, lambda answer, _: (int(answer[0]), int(answer[1])))
 
@@ -77,6 +83,7 @@ class Decoder:
 
         Raises:
             TooSlow: after `seconds`.
+            NoDecoder: there is no child.
         """
         shape = (cut.image_size, cut.image_size, 3)
         most = cut.image_size**2 * 3
@@ -103,36 +110,62 @@ class Decoder:
     ) -> list[T | str]:
         """What `read` makes of the child's answers, of up to `most` bytes; text is why an image cannot be used."""
         child, found = self._running(), []
-        overdue = threading.Event()
+        with self._within(seconds):
+            try:
+                head = {**head, "sizes": list(map(len, images)), "seconds": seconds}
+                send(child.stdin, head, images)
+                for _ in images:
+                    answer, payload = receive(child.stdout, most)
+                    reason = answer["answer"]
+                    found.append(reason if isinstance(reason, str) else read(reason, payload))
+            except (OSError, EOFError, ValueError, LookupError, TypeError):
+                self.close()
+        ended = "its decoder ended: it needs more memory than it may have, or is damaged"
+        return found + [ended] * (len(images) - len(found))
+
+    @contextlib.contextmanager
+    def _within(self, seconds: float) -> Iterator[None]:
+        """Kills the child after so many seconds. Raises TooSlow then."""
+        overdue, child = threading.Event(), self._child
         timer = threading.Timer(seconds, lambda: (overdue.set(), child.kill()))
         timer.start()
         try:
-            send(child.stdin, {**head, "sizes": list(map(len, images)), "seconds": seconds}, images)
-            for _ in images:
-                answer, payload = receive(child.stdout, most)
-                reason = answer["answer"]
-                found.append(reason if isinstance(reason, str) else read(reason, payload))
-        except (OSError, EOFError, ValueError, LookupError, TypeError):
-            self.close()
-            if overdue.is_set():
-                raise TooSlow from None
+            yield
         finally:
             timer.cancel()
-        ended = "its decoder ended: it needs more memory than it may have, or is damaged"
-        return found + [ended] * (len(images) - len(found))
+            timer.join()  # it may be about to kill
+            if overdue.is_set():
+                self.close()
+        if overdue.is_set():
+            raise TooSlow
 
     def _running(self) -> subprocess.Popen:
         if self._child is None or self._child.poll() is not None:
             self.close()
-            paths = [str(Path(__file__).parents[1]), *(path or os.getcwd() for path in sys.path)]
+            self._start()
+        return self._child
+
+    def _start(self) -> None:
+        paths = [str(Path(__file__).parents[1]), *(path or os.getcwd() for path in sys.path)]
+        try:
             self._child = subprocess.Popen(
                 [sys.executable, "-I", "-c", CHILD, str(self._niceness), *paths],
                 env={**os.environ, **dict.fromkeys(THREADS, "1")},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
-            self._child.stdout.readline()  # it is ready, or has ended
-        return self._child
+        except OSError as error:
+            raise NoDecoder(f"no process can be started: {error.strerror}") from None
+        try:
+            with self._within(START_SECONDS):
+                ready = self._child.stdout.readline()
+        except TooSlow:
+            ready = b""
+        if not ready:
+            self.close()
+            raise NoDecoder(
+                "the process that decodes them does not start; the server's log says why"
+            )
 
 
 def send(file: BinaryIO, head: dict[str, Any], payload: Sequence[bytes] = ()) -> None:

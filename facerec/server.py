@@ -11,6 +11,7 @@ import http
 import json
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import uvicorn
@@ -20,12 +21,14 @@ from mlflow.pyfunc import PyFuncModel, scoring_server
 from facerec.registry import signature
 from facerec.serving import FaceModel
 from facerec.serving_limits import Limits
-from facerec.settings import InputError, one_line
+from facerec.settings import InputError, brief, one_line
 
 # Content types, and what separates values in them; base64 has none of these.
 MARKS = {"application/json": b",:[{", "text/csv": b",\n"}
 MARKS_PER_ROW = 16
 OTHER_MARKS = 1024
+BODIES = 4  # of the largest, held at a time
+PAUSE = 0.005  # seconds between two pieces of a body that is thrown away, each of which has 64 KiB
 
 
 class Refusal(Exception):
@@ -41,7 +44,7 @@ class Guard:
 
     Args:
         app: what requests are passed on to, with their whole body.
-        max_body: bytes; a body above it is answered with 413.
+        max_body: bytes; a body above it is answered with 413. Bodies of four times as much are held at a time.
         max_requests: at the same time; more are answered with 503.
         limits: `rows` bounds what a body may hold (400), `seconds` how long it may take to arrive (408).
     """
@@ -49,22 +52,32 @@ class Guard:
     def __init__(self, app: Any, max_body: int, max_requests: int, limits: Limits) -> None:
         self._app, self._max_body, self._limits = app, max_body, limits
         self._max_requests, self._requests = max_requests, 0
+        self._held = 0  # bytes of bodies
+        self._parser = ThreadPoolExecutor(1)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Passes a request on, or refuses it."""
+        if (
+            scope["type"] == "lifespan"
+        ):  # the server starts: a thread for each request, most of which wait
+            threads = ThreadPoolExecutor(self._max_requests + 1)
+            asyncio.get_running_loop().set_default_executor(threads)
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
+        body = bytearray()
         self._requests += 1
         try:
-            body = await self._accepted(scope, receive)
-            await self._app(scope, _replayed(body, receive), send)
+            await self._accept(scope, receive, body)
+            await self._app(scope, _replayed(bytes(body), receive), send)
         except Refusal as refusal:
             await _answer(send, refusal)
         finally:
             self._requests -= 1
+            self._held -= len(body)
 
-    async def _accepted(self, scope: Any, receive: Any) -> bytes:
+    async def _accept(self, scope: Any, receive: Any, body: bytearray) -> None:
+        """Reads the body of a request that may be passed on."""
         if self._requests > self._max_requests:
             raise Refusal(
                 503, f"more than {self._max_requests} requests at a time: try again later"
@@ -74,43 +87,51 @@ class Guard:
         if kind not in MARKS:
             raise Refusal(415, f"content type {kind[:100]!r}: {' or '.join(MARKS)} is expected")
         try:
-            body = await asyncio.wait_for(self._read(headers, receive), self._limits.seconds)
+            await asyncio.wait_for(self._read(headers, receive, body), self._limits.seconds)
         except asyncio.TimeoutError:
             raise Refusal(
                 408, f"the body has not arrived within {self._limits.seconds:g} s"
             ) from None
-        marks = sum(map(body.count, MARKS[kind]))
-        if marks > MARKS_PER_ROW * self._limits.rows + OTHER_MARKS:
-            raise Refusal(400, f"more values than {self._limits.rows} rows have: send fewer rows")
-        if kind == "application/json":
-            try:
-                await asyncio.to_thread(json.loads, body)
-            except (ValueError, RecursionError) as error:  # MLflow's answer would repeat the body
-                raise Refusal(400, f"not valid JSON: {one_line(error)[:200]}") from None
-        return body
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._parser, _check, body, kind, self._limits.rows)
 
-    async def _read(self, headers: dict[bytes, str], receive: Any) -> bytes:
-        """The body; one that is too long is read on for as much again, since a sender who writes reads no answer."""
+    async def _read(self, headers: dict[bytes, str], receive: Any, body: bytearray) -> None:
+        """Reads the body; one that is too long is read on for as much again, slowly, since a sender who writes reads
+        no answer."""
         too_long = Refusal(413, f"a body of more than {self._max_body:,} bytes (--max-body-mb)")
         length = headers.get(b"content-length", "")
-        if length.isdecimal() and int(length) > 2 * self._max_body:
+        announced = int(length) if length.isdecimal() and len(length) < 20 else 0
+        if announced > 2 * self._max_body:
             raise too_long
-        body, size, more = bytearray(), 0, True
+        size, more = 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Refusal(400, "the sender has gone")
             part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
-            if size <= self._max_body:
-                body += part
-            else:
-                body.clear()
             if size > 2 * self._max_body:
                 raise too_long
+            if max(size, announced) > self._max_body:
+                await asyncio.sleep(PAUSE)
+            elif self._held + len(part) > BODIES * self._max_body:
+                raise Refusal(503, "too many large requests at a time: try again later")
+            else:
+                body += part
+                self._held += len(part)
         if size > self._max_body:
             raise too_long
-        return bytes(body)
+
+
+def _check(body: bytearray, kind: str, rows: int) -> None:
+    """Refuses a body that holds too much, or is not what it says it is."""
+    if sum(map(body.count, MARKS[kind])) > MARKS_PER_ROW * rows + OTHER_MARKS:
+        raise Refusal(400, f"more values than {rows} rows have: send fewer rows")
+    if kind == "application/json":
+        try:
+            json.loads(body)
+        except (ValueError, RecursionError) as error:  # MLflow's answer would repeat the body
+            raise Refusal(400, f"not valid JSON: {one_line(error)[:200]}") from None
 
 
 def _replayed(body: bytes, receive: Any) -> Any:
@@ -150,11 +171,11 @@ def application(source: str, device: str, max_body: int, max_requests: int) -> G
         max_body, max_requests: as of Guard.
 
     Raises:
-        InputError: no such model or device, or a variable FACEREC_SERVING_... is out of range.
+        InputError: no such model or device, or a variable FACEREC_LIMIT_... is out of range.
     """
     limits = Limits.from_environment()
     model = FaceModel()
-    model.load(source, device)
+    model.load(source, device, served=True)
     flavors = {"python_function": {"loader_module": "mlflow.pyfunc.model"}}
     pyfunc = PyFuncModel(Model(signature=signature(), flavors=flavors), _Served(model))
     return Guard(scoring_server.init(pyfunc), max_body, max_requests, limits)
@@ -169,8 +190,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise InputError(f"host={host}, port={port}: {error.strerror or error}") from None
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"host={brief(host)}, port={port}: {reason}") from None
 
 
 def serve(app: Guard, place: socket.socket) -> None:

@@ -25,7 +25,7 @@ from mlflow.pyfunc import PythonModel
 
 from facerec.bounded import BoundedEmbedder
 from facerec.data.pictures import PictureError
-from facerec.decoding import TooSlow
+from facerec.decoding import NoDecoder, TooSlow
 from facerec.embedder import FaceEmbedder
 from facerec.serving_limits import PREFIX, Limits
 from facerec.settings import InputError
@@ -41,13 +41,20 @@ class FaceModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the model folder, on CUDA where there is one, or on FACEREC_DEVICE."""
-        self.load(context.artifacts["face_model"], os.environ.get("FACEREC_DEVICE", "auto"))
+        device = os.environ.get("FACEREC_DEVICE", "auto")
+        self.load(context.artifacts["face_model"], device, is_served())
 
-    def load(self, source: str | PathLike[str], device: str) -> None:
-        """Load a model; `source` and `device` as of FaceEmbedder.load, the limits from the environment."""
+    def load(self, source: str | PathLike[str], device: str, served: bool) -> None:
+        """Load a model; `source` and `device` as of FaceEmbedder.load, the limits from the environment.
+
+        Args:
+            served: to requests, so that images must be decodable in another process.
+        """
         self._limits = Limits.from_environment()
         self._embedder = FaceEmbedder.load(source, device)
         self._bounded = BoundedEmbedder(self._embedder, self._limits)
+        if served:
+            self._bounded.check()
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -77,6 +84,10 @@ class FaceModel(PythonModel):
                 "the request was given up: its images take too long to decode, or the server is busy; send fewer at a "
                 f"time, or try again later (a request has {self._limits.seconds:g} seconds, {PREFIX}SECONDS)",
                 TEMPORARILY_UNAVAILABLE,
+            ) from None
+        except NoDecoder as error:
+            raise MlflowException(
+                f"images cannot be decoded: {error}", TEMPORARILY_UNAVAILABLE
             ) from None
 
     def _predict(self, frame: Any, params: dict[str, Any]) -> Any:

@@ -1,6 +1,6 @@
 """What one request may cost a server, counted before any of its images is decoded.
 
-The limits are environment variables, FACEREC_SERVING_ROWS and so on, so that they hold under `mlflow models serve`,
+The limits are environment variables, FACEREC_LIMIT_ROWS and so on, so that they hold under `mlflow models serve`,
 `facerec serve` and any server of one's own.
 """
 
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from facerec.settings import InputError, Settings, validate
 
-PREFIX = "FACEREC_SERVING_"
+PREFIX = "FACEREC_LIMIT_"
 
 
 class Limits(Settings):

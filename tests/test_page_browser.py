@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -34,14 +36,21 @@ pytestmark = pytest.mark.skipif(
 POINTS = "#map .scatterlayer .point"
 
 
+def in_a_network_of_its_own() -> list[str]:
+    """Words before a command that let it reach nothing, not even this machine; none where that is not allowed."""
+    words = ["unshare", "--net", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    allowed = shutil.which("unshare") and not subprocess.run([*words, "true"]).returncode
+    return words if allowed else []
+
+
+ALONE = in_a_network_of_its_own() if EXECUTABLE else []
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory) -> Iterator:
     """Chromium in a network of its own, which has no way out, where the system lets us make one."""
     command = tmp_path_factory.mktemp("browser") / "chromium"
-    alone = "unshare --net" if os.geteuid() == 0 else "unshare --net --map-root-user"
-    if subprocess.run([*alone.split(), "true"], capture_output=True).returncode:
-        alone = ""
-    command.write_text(f'#!/bin/sh\nexec {alone} {shlex.quote(EXECUTABLE)} "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {" ".join(ALONE)} {shlex.quote(EXECUTABLE)} "$@"\n')
     command.chmod(0o755)
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=command, args=FLAGS)
@@ -275,6 +284,19 @@ def test_no_button_sends_anything_anywhere(open_page, report):
     titles = tab.locator(".modebar-btn").evaluate_all("nodes => nodes.map(n => n.dataset.title)")
     assert titles
     assert not [title for title in titles if any(w in title for w in ("Share", "Cloud", "Edit"))]
+
+
+@pytest.mark.skipif(not ALONE, reason="the system lets us make no network namespace")
+def test_the_browser_of_these_tests_reaches_nothing():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ask = (
+            f"import socket; socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 9)"
+        )
+        for words, code in (([], 0), (ALONE, 1)):
+            assert (
+                subprocess.run([*words, sys.executable, "-c", ask], capture_output=True).returncode
+                == code
+            )
 
 
 def test_the_page_forbids_requests(browser, report):

@@ -383,7 +383,7 @@ def served(
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FACEREC_SCAN", "reference")
-        patch.setenv("FACEREC_SERVING_PIXELS", "1000000")
+        patch.setenv("FACEREC_LIMIT_PIXELS", "1000000")
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.chdir(folder)
         run_id = logged(folder / "model")
@@ -492,9 +492,9 @@ def test_served_within_limits(served: tuple[str, Path]) -> None:
     assert ask(url, rows(*[{"image": text(canvas)}] * 9))[0] == 200  # decoded once
     huge = [{"image": text(canvas + bytes([n]))} for n in range(9)]
     for body, limit in (
-        (rows(*huge), "7,290,000 pixels, .* up to 1,000,000 .FACEREC_SERVING_PIXELS"),
-        (rows({"image": text(many_scans(7000, 400))}), "FACEREC_SERVING_SCANS"),
-        (rows(*[{"image": text(canvas)}] * 1025), "1,025 rows; .* 1,024 .FACEREC_SERVING_ROWS"),
+        (rows(*huge), "7,290,000 pixels, .* up to 1,000,000 .FACEREC_LIMIT_PIXELS"),
+        (rows({"image": text(many_scans(7000, 400))}), "FACEREC_LIMIT_SCANS"),
+        (rows(*[{"image": text(canvas)}] * 1025), "1,025 rows; .* 1,024 .FACEREC_LIMIT_ROWS"),
     ):
         status, answer = ask(url, body)
         assert status == 400 and re.search(limit, answer), answer

@@ -19,7 +19,7 @@ from PIL import Image
 from facerec import FaceEmbedder
 from facerec.bounded import BoundedEmbedder, Lane, _Request, turns
 from facerec.data.pictures import PictureError, measure
-from facerec.decoding import Cut, Decoder, TooSlow
+from facerec.decoding import Cut, Decoder, NoDecoder, TooSlow
 from facerec.server import Guard, listen
 from facerec.serving import FaceModel
 from facerec.serving_limits import Deadline, Limits
@@ -44,15 +44,15 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> FaceEmbedder:
 
 def test_limits_are_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FACEREC_SERVING", "1")  # which is no limit
-    monkeypatch.setenv("FACEREC_SERVING_PIXELS", "5000")
+    monkeypatch.setenv("FACEREC_LIMIT_PIXELS", "5000")
     assert Limits.from_environment() == Limits(pixels=5000)
     for name, value, message in (
-        ("PIXELS", "many", r"pixels=many \(FACEREC_SERVING_PIXELS\)"),
+        ("PIXELS", "many", r"pixels=many \(FACEREC_LIMIT_PIXELS\)"),
         ("SECONDS", "0", "greater than 0"),
         ("PIXEL", "5", "did you mean 'pixels'"),
     ):
         with monkeypatch.context() as wrong:
-            wrong.setenv(f"FACEREC_SERVING_{name}", value)
+            wrong.setenv(f"FACEREC_LIMIT_{name}", value)
             with pytest.raises(InputError, match=message):
                 Limits.from_environment()
 
@@ -80,7 +80,7 @@ def test_a_request_beyond_a_limit_is_refused_before_decoding(
         (Limits(scans=100 * 40 * 40 - 1), [images[0], scans]),
     ):
         (name,) = limits.model_fields_set
-        with pytest.raises(InputError, match=f"FACEREC_SERVING_{name.upper()}"):
+        with pytest.raises(InputError, match=f"FACEREC_LIMIT_{name.upper()}"):
             BoundedEmbedder(embedder, limits).embed(asked, asked)
 
 
@@ -133,6 +133,29 @@ def test_a_child_that_dies_of_an_image_is_a_reason() -> None:
         decoder.close()
 
 
+def test_a_decoder_that_cannot_start_is_not_the_image(
+    embedder: FaceEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounded = BoundedEmbedder(embedder, Limits())
+    bounded.check()
+    monkeypatch.setattr("facerec.decoding.CHILD", "raise SystemExit")
+    with pytest.raises(NoDecoder):
+        Decoder().measure([encoded(picture(1))], FOREVER)
+    with pytest.raises(InputError, match="images cannot be decoded here"):
+        BoundedEmbedder(embedder, Limits()).check()
+
+
+def test_time_that_is_over_at_the_last_moment_costs_the_next_image_nothing() -> None:
+    decoder, good = Decoder(), [encoded(picture(1))]
+    try:
+        decoder.measure(good, FOREVER)
+        with pytest.raises(TooSlow), decoder._within(0.001):
+            decoder._child.wait()  # all was done; the timer was faster
+        assert decoder.measure(good, FOREVER) == [(1600, 1600)]
+    finally:
+        decoder.close()
+
+
 # ---- turns
 
 
@@ -165,6 +188,18 @@ def test_a_request_whose_time_is_over_does_no_more_work() -> None:
         Lane(1, FOREVER).run(lambda *_: pytest.fail("it worked"), Deadline(0))
 
 
+def test_a_lane_lets_so_many_wait() -> None:
+    lane = Lane(1, FOREVER, at_once=1)
+    refused = []
+
+    def turn(*_: Any) -> None:
+        with pytest.raises(TooSlow):
+            lane.run(lambda *_: refused.append("it waited"), Deadline(FOREVER))
+
+    lane.run(turn, Deadline(FOREVER))
+    assert lane.run(lambda *_: "free again", Deadline(FOREVER)) == "free again" and not refused
+
+
 def test_a_request_that_is_slow_goes_on_among_the_heavy_ones() -> None:
     allowed = []
 
@@ -183,11 +218,11 @@ def test_a_request_that_is_given_up_may_be_sent_again(
 ) -> None:
     make_model(tmp_path / "model", backbone="resnet18")
     monkeypatch.setenv("FACEREC_SERVING", "1")
-    monkeypatch.setenv("FACEREC_SERVING_SECONDS", "1e-6")
+    monkeypatch.setenv("FACEREC_LIMIT_SECONDS", "1e-6")
     model = FaceModel()
-    model.load(tmp_path / "model", "cpu")
+    model.load(tmp_path / "model", "cpu", served=True)
     frame = pd.DataFrame({"image": [encoded(picture(1))]})
-    with pytest.raises(MlflowException, match="FACEREC_SERVING_SECONDS") as caught:
+    with pytest.raises(MlflowException, match="FACEREC_LIMIT_SECONDS") as caught:
         model.predict(None, frame)
     assert caught.value.get_http_status_code() == 503
 
@@ -224,7 +259,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 def test_the_guard_refuses_what_would_cost_memory() -> None:
-    guard = Guard(echo, max_body=1000, max_requests=1, limits=Limits(rows=1, seconds=0.01))
+    guard = Guard(echo, max_body=1000, max_requests=1, limits=Limits(rows=1))
     assert post(guard, b"[" * 500, b"]" * 500) == 200 and echo.body == b"[" * 500 + b"]" * 500
     echo.body = None
     for broken in (b"{", b"\xff" * 900, b"", b"1" * 900 + b"e"):
@@ -233,7 +268,8 @@ def test_the_guard_refuses_what_would_cost_memory() -> None:
     assert post(guard, length=2001) == 413  # without reading it
     assert post(guard, *[b"x" * 500] * 99) == 413
     assert post(guard, b"{}", kind=b"application/vnd.apache.parquet") == 415
-    assert post(guard) == 408  # a body that does not arrive
+    hasty = Guard(echo, max_body=1000, max_requests=1, limits=Limits(seconds=0.01))
+    assert post(hasty) == 408  # a body that does not arrive
     wide = Guard(echo, max_body=10_000, max_requests=1, limits=Limits(rows=1))
     assert post(wide, b"[" + b"{}," * 600 + b"{}]") == 400
     assert post(wide, b"image\n" * 1100, kind=CSV) == 400
@@ -258,8 +294,23 @@ def test_the_guard_lets_in_so_many_at_a_time_and_always_answers_a_ping() -> None
     assert post(guard, b"{}") == 200  # its place is free again
 
 
+def test_bodies_are_held_up_to_a_total() -> None:
+    statuses = []
+
+    async def nested(scope: Any, receive: Any, send: Any) -> None:
+        if len(statuses) < 5:
+            statuses.append(await asyncio.to_thread(post, guard, b"[" + b" " * 98 + b"]"))
+        await echo(scope, receive, send)
+
+    guard = Guard(nested, max_body=100, max_requests=9, limits=Limits())
+    assert post(guard, b"[" + b" " * 98 + b"]") == 200 and guard._held == 0
+    assert sorted(statuses) == [200, 200, 200, 503]
+
+
 def test_an_address_in_use_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"host=127.0.0.1, port={port}: "):
             listen("127.0.0.1", port)
+    with pytest.raises(InputError, match="host=aaa"):
+        listen("a" * 64, 0)

@@ -53,5 +53,6 @@ def run(settings: ServeSettings, config: str | None = None) -> None:
         settings.model, settings.device, settings.max_body_mb * 2**20, settings.max_requests
     )
     host, port = place.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
     print(f"facerec: {settings.model} is served at http://{host}:{port}/invocations", flush=True)
     serve(app, place)

@@ -18,7 +18,9 @@ from facerec.settings import InputError, brief, shown
 
 MAX_UNPACKED_BYTES = 16 * 2**30
 MAX_MEMBERS = 1_000_000
-MAX_HEADER_BYTES = 2**20  # of one name, or of one member's pax header
+MAX_HEADER_BYTES = (
+    2**16
+)  # of one name, or of one pax header; a chain of hundreds may precede a member
 HEADERS = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -103,7 +105,8 @@ def _members(archive: Path) -> Iterator[tuple[tarfile.TarInfo, Callable[[], Iter
                 return
             if member.size < 0:  # and so the next one, without end
                 raise InputError(f"{archive} is damaged, download it again: {member.size} bytes.")
-            tar.members.clear()  # which would hold them all
+            tar.members.clear()  # which would hold them all, and this the headers of all
+            tar.pax_headers.clear()
             count, total = count + 1, total + member.size
             if count > MAX_MEMBERS or total > MAX_UNPACKED_BYTES:
                 raise InputError(

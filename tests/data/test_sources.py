@@ -145,12 +145,12 @@ def header(name: str, size: int = 1, kind: bytes = tarfile.REGTYPE) -> bytes:
     return member.tobuf(tarfile.GNU_FORMAT)
 
 
-def pax(key: str, value: str) -> bytes:
-    """A header of the member after it."""
+def pax(key: str, value: str, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """A header of the member after it, or a global one."""
     line = f" {key}={value}\n".encode()
     length = next(n for n in range(len(line), len(line) + 9) if len(f"{n}") + len(line) == n)
     data = f"{length}".encode() + line
-    return header("pax", len(data), tarfile.XHDTYPE) + data + bytes(-len(data) % 512)
+    return header("pax", len(data), kind) + data + bytes(-len(data) % 512)
 
 
 IMAGE = header("a/b.jpg") + b"x" + bytes(511)
@@ -190,6 +190,15 @@ def test_members_that_are_not_unpacked_count_too(tmp_path: Path, monkeypatch) ->
     packed = archive(tmp_path / "faces.tgz", {f"{i}.txt": b"" for i in range(4)})
     with pytest.raises(InputError, match="too large to be unpacked safely"):
         find_faces(str(packed), tmp_path / "cache")
+
+
+def test_headers_of_all_members_do_not_add_up(tmp_path: Path, monkeypatch) -> None:
+    packed, opened, opening = tmp_path / "faces.tar", [], archives._open
+    headers = [pax(f"key {n}", "x", tarfile.XGLTYPE) + header("x.txt") + b"x" * 512 for n in "abc"]
+    packed.write_bytes(b"".join(headers) + bytes(1024))
+    monkeypatch.setattr(archives, "_open", lambda path: opened.append(opening(path)) or opened[0])
+    kept = [len(opened[0].pax_headers) for _ in archives._members(packed)]
+    assert len(kept) == 3 and max(kept) <= 1
 
 
 def test_kaggle_face_recognition_dataset(tmp_path: Path) -> None:
