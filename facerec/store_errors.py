@@ -8,13 +8,30 @@ from collections.abc import Iterator
 import mlflow
 import requests
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from facerec.settings import one_line
 from facerec.urls import without_password, without_secrets
 
 AWAY = (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError)
-BEHIND_A_PROXY = re.compile(r"failed with error code 50[234]\b|too many 50[0-9] error responses")
+LATER = re.compile(
+    r"failed with error code (?:408|429|50[0-9])\b|too many \d+ error responses"
+)  # of a proxy, or a server that is overloaded
+TOO_LONG = re.compile(r"failed with error code 413\b")
+OURS = (
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+)  # of an entry's contents
+OF_CONTENTS = (DataError, IntegrityError)  # of a database
 NOT_LET_IN = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
 REFUSED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE")
 STATEMENT = re.compile(r"\s*(\[SQL:|\(Background on this error).*", re.DOTALL)
@@ -42,15 +59,28 @@ def reason_of(error: BaseException) -> str:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether nobody has answered, as opposed to: the answer was no."""
+    """Whether nobody has answered, or only that it is to be tried later, as opposed to: the answer was no."""
     if getattr(error, "error_code", None) in REFUSED:  # whatever came before it
         return False
     for one in chain(error):
-        if isinstance(one, AWAY) or BEHIND_A_PROXY.search(str(one)):
+        if isinstance(one, AWAY) or LATER.search(str(one)):
             return True
         if isinstance(one, (OperationalError, InterfaceError)):
             return not mlflow.get_tracking_uri().startswith("sqlite")
     return False
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether what was sent will never be taken, as it is: not where time or an administrator may mend it."""
+    cause = error.__cause__
+    if isinstance(cause, SQLAlchemyError):  # MLflow makes a BAD_REQUEST of a closed connection, too
+        return isinstance(cause, OF_CONTENTS) or isinstance(getattr(cause, "orig", None), OURS)
+    if isinstance(error, MlflowException):
+        named = error.error_code in REFUSED or TOO_LONG.search(str(error)) is not None
+        return named or isinstance(cause, OURS)
+    return isinstance(error, OURS) and not isinstance(
+        error, OSError
+    )  # requests has errors that are both
 
 
 def database_error(error: BaseException) -> bool:

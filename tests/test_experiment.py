@@ -147,7 +147,13 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [(401, "denies access"), (403, "denies access"), (404, "refuses"), (503, "does not answer")],
+    [
+        (401, "denies access"),
+        (403, "denies access"),
+        (404, "refuses"),
+        (503, "does not answer"),
+        (429, "does not answer"),
+    ],
 )
 def test_a_server_that_refuses_is_not_one_that_is_away(refusing, monkeypatch, code, said):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{refusing}/{code}")
