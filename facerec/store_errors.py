@@ -20,18 +20,12 @@ from facerec.settings import one_line
 from facerec.urls import without_password, without_secrets
 
 AWAY = (requests.ConnectionError, requests.Timeout, ConnectionError, TimeoutError)
-LATER = re.compile(
-    r"failed with error code (?:408|429|50[0-9])\b|too many \d+ error responses"
-)  # of a proxy, or a server that is overloaded
+# Of a proxy, or a server that is overloaded.
+LATER = re.compile(r"failed with error code (?:408|429|5\d\d)\b|too many \d+ error responses")
 TOO_LONG = re.compile(r"failed with error code 413\b")
-OURS = (
-    TypeError,
-    ValueError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-)  # of an entry's contents
-OF_CONTENTS = (DataError, IntegrityError)  # of a database
+# What an entry's contents come to: in Python, and in a database.
+OURS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
+OF_CONTENTS = (DataError, IntegrityError)
 NOT_LET_IN = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
 REFUSED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE")
 STATEMENT = re.compile(r"\s*(\[SQL:|\(Background on this error).*", re.DOTALL)
@@ -42,7 +36,7 @@ def trouble(error: BaseException) -> str:
     store = f"MLflow's tracking store {without_password(mlflow.get_tracking_uri())}"
     reason = reason_of(error)[:300].rstrip(" .")
     if is_away(error):
-        return f"{store} does not answer: {reason}; start it, or set MLFLOW_TRACKING_URI"
+        return f"{store} does not answer: {reason}; start it, try again later, or set MLFLOW_TRACKING_URI"
     if getattr(error, "error_code", None) in NOT_LET_IN:
         return (
             f"{store} denies access: {reason}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
@@ -78,9 +72,8 @@ def is_final(error: BaseException) -> bool:
     if isinstance(error, MlflowException):
         named = error.error_code in REFUSED or TOO_LONG.search(str(error)) is not None
         return named or isinstance(cause, OURS)
-    return isinstance(error, OURS) and not isinstance(
-        error, OSError
-    )  # requests has errors that are both
+    # Those of requests that are a ValueError are an OSError, too.
+    return isinstance(error, OURS) and not isinstance(error, OSError)
 
 
 def database_error(error: BaseException) -> bool:

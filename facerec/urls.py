@@ -22,9 +22,7 @@ SENSITIVE = re.compile(
 )
 OF_ADDRESS, OF_MESSAGE = re.compile(r"[^&]*"), re.compile(r"[^&;,\s]*")  # values of a name
 WORD = re.compile(r"\S+")
-USER = re.compile(
-    r"://[^:]*:|:(?!/)"
-)  # ends where a password begins, in what stands before the last @
+USER = re.compile(r"://[^:]*:|:(?!/)")  # before the last @: ends where a password begins
 ALONE = re.compile(r"(https?://)([^:/\s]+)@")  # an account without a colon: a token
 LONGEST = 4096  # characters of a message that are looked through
 URIS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")

@@ -23,9 +23,7 @@ except ImportError:  # Windows
     fcntl = None
 
 DRAFT = ".tmp-"  # what the names of files begin with that are being written
-DRAFT_FOLDER = re.compile(
-    r"\.facerec-([0-9a-f]{8})-[0-9a-f]{16}"
-)  # names of folders that are, with the host
+DRAFT_FOLDER = re.compile(r"\.facerec-([0-9a-f]{8})-[0-9a-f]{16}")  # folders that are, on a host
 
 Lock = Literal["held", "taken", "unknown"]
 
@@ -86,7 +84,7 @@ def draft_beside(folder: Path) -> Iterator[Path]:
     """
     # Not by `tempfile`: what that makes is for its owner alone, and whoever widens it afterwards has to know the
     # process's umask, which cannot be read without changing it for all threads.
-    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    host = hashlib.sha256(os.fsencode(socket.gethostname())).hexdigest()[:8]
     draft = folder.with_name(f".facerec-{host}-{secrets.token_hex(8)}")
     with ExitStack() as held:
         # So that nobody takes a draft for left behind that is not locked yet.
@@ -117,9 +115,8 @@ def locked(path: Path, wait: bool = False) -> Iterator[Lock]:
     if fcntl is None:
         yield "unknown"
         return
-    handle = os.open(
-        path, os.O_RDONLY if path.is_dir() else os.O_RDWR
-    )  # NFS locks what it may write
+    # NFS locks only files that are open for writing, which a folder never is.
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     state: Lock = "held"
     try:
         try:
