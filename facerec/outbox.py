@@ -13,8 +13,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Outbox:
         send: called with (entries, again): again where they may have been sent before. Whatever it raises, they are
             kept and sent again; after Refused fewer at once, to find the one that is refused.
         told: called with the number of entries that wait and why, once; and with (0, None) when they have all gone out.
-        refused: called with the reason before an entry is set aside; the entry is kept if this raises.
+        refused: called with the reason when an entry has been set aside; it is taken back and kept if this raises.
 
     Attributes:
         trouble: why the last attempt failed, None if it did not.
@@ -85,23 +85,24 @@ class Outbox:
         """Waits until all is sent, or the store has been silent for `silence` seconds.
 
         Args:
-            progress: called every so many seconds with the number of entries that still wait.
+            progress: called every so many seconds with the number of entries that still wait; may fail.
 
         Returns:
             How many entries still wait.
         """
         began = told_at = time.monotonic()
-        with self.changed:
-            while self.waiting:
-                now = time.monotonic()
+        while True:
+            with self.changed:
+                now, count = time.monotonic(), len(self.waiting)
                 left = max(began, self.sent_at, self.alive_at) + silence - now
-                if left <= 0:
-                    break
-                if now - told_at >= every:
-                    told_at = now
-                    progress(len(self.waiting))
-                self.changed.wait(min(left, every))
-            return len(self.waiting)
+                if not count or left <= 0:
+                    return count
+                if now - told_at < every:
+                    self.changed.wait(min(left, every))
+                    continue
+            told_at = now
+            with suppress(Exception):  # a console that has gone, or is slow, holds up no sending
+                progress(count)
 
     def close(self, seconds: float = 0) -> None:
         """Sends no more after so many seconds; what waits then stays in the file."""
@@ -138,8 +139,8 @@ class Outbox:
             self._pause()
             return
         try:
-            self.refused(reason)
-            append(self.path.with_name(REFUSED), {"reason": reason, "entry": batch[0][0]})
+            with appended(self.path.with_name(REFUSED), {"reason": reason, "entry": batch[0][0]}):
+                self.refused(reason)
         except Exception:
             self._failed(1, reason)
         else:
@@ -194,10 +195,24 @@ class Outbox:
 
 def append(path: Path, entry: Entry) -> None:
     """Adds an entry to a file; it is on the disk when this returns."""
-    with open(path, "ab") as file:
-        file.write(line(entry))
-        file.flush()
-        os.fsync(file.fileno())
+    with appended(path, entry):
+        pass
+
+
+@contextmanager
+def appended(path: Path, entry: Entry) -> Iterator[None]:
+    """Adds an entry to a file, for the block and after; it is taken back, or what the disk took of it, on failure."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "ab") as file:
+            file.write(line(entry))
+            file.flush()
+            os.fsync(file.fileno())
+        yield
+    except BaseException:
+        with suppress(OSError):
+            os.truncate(path, size) if size else path.unlink()
+        raise
 
 
 def line(entry: Entry) -> bytes:

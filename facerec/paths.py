@@ -50,13 +50,15 @@ def written(path: str) -> str:
     return path if place == Path(path) else str(place)
 
 
-def as_given(text: str) -> str:
+def as_given(text: str, typed_in: Path | None = None) -> str:
     """Paths as the user may have typed them, for what others will read: relative to where that was, or to `~`.
 
     Args:
         text: a path, or several with commas between them; anything else stays as it is.
+        typed_in: where that was, if it has been found out already, which takes a look at each parent process.
     """
-    for folder, sign in ((launch_folder() or Path.cwd(), ""), (Path.home(), f"~{os.sep}")):
+    typed_in = typed_in or launch_folder() or Path.cwd()
+    for folder, sign in ((typed_in, ""), (Path.home(), f"~{os.sep}")):
         if folder != Path(folder.anchor):
             text = re.sub(
                 rf"(^|(?<=,)){re.escape(f'{folder}{os.sep}')}", lambda _, sign=sign: sign, text

@@ -16,6 +16,7 @@ import torch
 
 from facerec.checkpoint import Checkpoint, Checkpoints, saved_at
 from facerec.compute import resolve_device
+from facerec.data.files import disk_told, locked
 from facerec.data.sources import WHICH_DATA
 from facerec.data.store import Store
 from facerec.paths import located
@@ -30,11 +31,6 @@ from facerec.settings import (
 )
 from facerec.tracking import say
 from facerec.workers import usable_cores
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 FREE = (
     "resume",
@@ -80,17 +76,21 @@ def alone(folder: Path) -> Iterator[None]:
     """Holds a run's folder for one process; the lock goes with the process, however it ends.
 
     Raises:
-        InputError: if another process on this machine trains in it.
+        InputError: if another process on this machine trains in it, or it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "wb") as lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"run {folder.name} is being trained by another process: wait, or stop that"
-                ) from None
+    lock = folder / ".lock"
+    with disk_told(lock):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    with locked(lock) as state:
+        if state == "taken":
+            raise InputError(
+                f"run {folder.name} is being trained by another process: wait, or stop that"
+            )
+        if state == "unknown":
+            say(
+                f"{folder} has no file locks: make sure that no other process trains run {folder.name}"
+            )
         yield
 
 

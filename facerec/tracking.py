@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote
@@ -37,8 +37,8 @@ from facerec.outbox import Entry, Outbox, Refused
 from facerec.paths import PathText, as_given, launch_folder, launcher
 from facerec.privacy import PrivacySettings
 from facerec.settings import InputError, Settings, as_params, as_utf8, canonical
-from facerec.store_errors import REFUSED, is_away, reason_of, trouble
-from facerec.urls import account, with_driver, without_password
+from facerec.store_errors import REFUSED, is_away, is_final, reason_of, trouble
+from facerec.urls import account_to_move, with_driver, without_password
 
 BUSY_SECONDS = 60
 SILENT_SECONDS = 20  # after which a training does not wait any longer for its tracking server
@@ -100,7 +100,7 @@ def absolute_tracking_uri() -> None:
     else:
         absolute = with_driver(uri)
     if uri.startswith(SERVERS):
-        absolute, user, password = account(uri)
+        absolute, user, password = account_to_move(uri)
         if password:
             os.environ[USERNAME], os.environ[PASSWORD] = unquote(user), unquote(password)
     if absolute != uri:
@@ -207,9 +207,11 @@ class Run:
         """
         patiently(lambda: self.client.set_tag(self.id, "outbox.refused", as_utf8(reason)))
         kept = path.with_name(REFUSED_ENTRIES)
-        say(
-            f"MLflow at {without_password(self.uri)}: {reason}; the entry is set aside in {kept}, and the rest is sent"
-        )
+        with suppress(Exception):  # a console that has gone does not matter to the store
+            say(
+                f"MLflow at {without_password(self.uri)}: {reason}; the entry is set aside in {kept}, and the rest is "
+                "sent"
+            )
 
     def put(self, entry: Entry) -> None:
         """Sends an entry, through the outbox where there is one."""
@@ -220,15 +222,16 @@ class Run:
             self.send([entry])
 
     def try_to_send(self, entries: Sequence[Entry], again: bool) -> None:
-        """`send`, whose error says whether the store is away, or refuses what it is sent."""
+        """`send`, whose error says whether the store refuses for good what it is sent, or may take it later."""
         try:
             self.send(entries, again)
         except Exception as error:  # of a store or a network
             self.steps.clear()  # it may have done what it did not answer
             reason = reason_of(error)[:200]
-            if is_away(error):
-                raise RuntimeError(f"it is away: {reason}") from error
-            raise Refused(f"it refuses: {reason}") from error
+            if is_final(error):
+                raise Refused(f"it refuses: {reason}") from error
+            state = "is away" if is_away(error) else "cannot take it now"
+            raise RuntimeError(f"it {state}: {reason}") from error
 
     def send(self, entries: Sequence[Entry], again: bool = False) -> None:
         """Logs metrics, parameters and tags; `again` leaves out metrics whose step is there."""
@@ -275,7 +278,8 @@ class Run:
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Adds what the run does not hold yet; a parameter is never said twice, and a path as it was given."""
-        self.put({"params": {key: as_given(value) for key, value in params.items()}})
+        typed_in = launch_folder() or Path.cwd()
+        self.put({"params": {key: as_given(value, typed_in) for key, value in params.items()}})
 
     def log_settings(self, settings: Settings, config: str | None = None) -> None:
         """Every setting once, canonical, and the recipe's name."""

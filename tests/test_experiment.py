@@ -15,10 +15,11 @@ from mlflow.tracking import MlflowClient
 from facerec.commands import finetune, sweep, train
 from facerec.commands.register import RegisterSettings
 from facerec.commands.register import run as run_register
+from facerec.outbox import Refused
 from facerec.registry import register
 from facerec.settings import InputError, resolve
 from facerec.store_errors import trouble
-from facerec.tracking import TrackingSettings, reach_tracking, track
+from facerec.tracking import Run, TrackingSettings, reach_tracking, track
 from tests.sweeping import given
 
 NAME, ID = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
@@ -147,14 +148,30 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [(401, "denies access"), (403, "denies access"), (404, "refuses"), (503, "does not answer")],
+    [
+        (401, "denies access"),
+        (403, "denies access"),
+        (404, "refuses"),
+        (503, "does not answer"),
+        (429, "does not answer"),
+    ],
 )
 def test_a_server_that_refuses_is_not_one_that_is_away(refusing, monkeypatch, code, said):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{refusing}/{code}")
     with pytest.raises(InputError) as caught:
         reach_tracking(tracking())
     assert said in str(caught.value) and "secret" not in str(caught.value)
-    assert ("start it" in str(caught.value)) == (code == 503)
+    assert ("start it" in str(caught.value)) == (code in (429, 503))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(429, RuntimeError), (401, RuntimeError), (400, Refused)]
+)
+def test_only_what_is_refused_for_good_is_taken_from_the_outbox(refusing, monkeypatch, code, kind):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{refusing}/{code}")
+    with pytest.raises(kind) as caught:
+        Run("a" * 32).try_to_send([{"tags": {"a": "b"}}], False)
+    assert caught.type is kind
 
 
 def test_a_file_that_is_no_database_is_not_to_be_started(tmp_path, monkeypatch):

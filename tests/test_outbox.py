@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 
@@ -30,6 +32,21 @@ def short_pause(monkeypatch):
     monkeypatch.setattr(outbox, "PAUSE", 0.02)
 
 
+class Clock:
+    """Goes as it is told to."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    monkeypatch.setattr(outbox, "time", clock := Clock())
+    return clock
+
+
 def test_sends_in_order_and_the_file_goes(tmp_path):
     server, path = Server(), tmp_path / "outbox.jsonl"
     box = Outbox(path, server)
@@ -41,8 +58,14 @@ def test_sends_in_order_and_the_file_goes(tmp_path):
 
 
 def test_what_waits_is_on_disk_and_goes_out_when_the_server_is_back(tmp_path):
-    server, path, told = Server(up=False), tmp_path / "outbox.jsonl", []
-    box = Outbox(path, server, lambda count, reason: told.append((count, reason)))
+    server, path, told, back = Server(up=False), tmp_path / "outbox.jsonl", [], threading.Event()
+
+    def tell(count, reason):
+        told.append((count, reason))
+        if count == 0:
+            back.set()
+
+    box = Outbox(path, server, tell)
     for n in range(3):
         box.put({"n": n})
     assert read(path) == [{"n": n} for n in range(3)]
@@ -51,10 +74,7 @@ def test_what_waits_is_on_disk_and_goes_out_when_the_server_is_back(tmp_path):
     assert box.flush(20) == 0
     assert server.took == [(0, True), (1, True), (2, True)]
     box.close()
-    for _ in range(100):
-        if len(told) == 2:
-            break
-        time.sleep(0.02)
+    assert back.wait(20) and len(told) == 2
     assert told[0][1] == "nobody there" and told[1] == (0, None)
 
 
@@ -81,25 +101,31 @@ def test_putting_never_waits_for_the_server(tmp_path):
     box.close()
 
 
-def test_slowness_is_not_silence_and_what_is_sent_is_marked_at_once(tmp_path):
-    path, left = tmp_path / "outbox.jsonl", []
+def test_slowness_is_not_silence_and_what_is_sent_is_marked_at_once(tmp_path, clock, monkeypatch):
+    path, left, told = tmp_path / "outbox.jsonl", [], []
     path.write_text("".join(f'{{"n": {n}}}\n' for n in range(10 * MOST)))
+    waits, heard = threading.Event(), threading.Event()
 
     def slow(entries, again):
-        opened.wait(20)
+        assert waits.wait(20)
         left.append(len(read(path)))
         for _ in range(4):  # requests, which together take longer than the silence that is borne
-            time.sleep(0.03)
+            clock.now += 30
             box.alive()
+        assert heard.wait(20)  # the lock is free, and the one who reports is in no hurry
 
-    opened = threading.Event()
+    def progress(count):
+        told.append(count)
+        heard.set()
+        raise BrokenPipeError
+
     box = Outbox(path, slow)
-    opened.set()
-    told: list[int] = []
-    assert box.flush(0.1, told.append, every=0.1) == 0
+    wait = box.changed.wait
+    monkeypatch.setattr(box.changed, "wait", lambda _=None: waits.set() or wait(0.01))
+    assert box.flush(100, progress, every=100) == 0
     box.close()
     assert left == [MOST * n for n in range(10, 0, -1)]
-    assert told and told == sorted(told, reverse=True)
+    assert told[0] == 10 * MOST and told == sorted(told, reverse=True)
 
 
 def test_silence_ends_the_wait_also_where_a_part_of_each_attempt_is_answered(tmp_path):
@@ -137,4 +163,25 @@ def test_a_store_that_refuses_whatever_it_is_sent_is_waited_for(tmp_path):
     assert not (tmp_path / REFUSED).exists()
     server.refuses = ()
     assert box.flush(20) == 0 and [n for n, _ in server.took] == [0, 1]
+    box.close()
+
+
+def test_what_cannot_be_set_aside_is_kept_and_not_said(tmp_path, monkeypatch):
+    (tmp_path / REFUSED).write_bytes(whole := b'{"entry": {"n": 7}}\n')
+    said, told, fsync = [], threading.Event(), os.fsync
+
+    def full(handle):
+        if os.path.samestat(os.fstat(handle), os.stat(tmp_path / REFUSED)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    box = Outbox(
+        tmp_path / "outbox.jsonl", Server(refuses=(0,)), lambda *_: told.set(), said.append
+    )
+    box.put({"n": 0})
+    assert told.wait(20) and not said and (tmp_path / REFUSED).read_bytes() == whole
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert box.flush(20) == 0 and said == ["no such thing"]
+    assert [entry["entry"]["n"] for entry in read(tmp_path / REFUSED)] == [7, 0]
     box.close()

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
 
-from facerec import paths
+from facerec import paths, tracking
 from facerec.cli import ENTRIES, load
 from facerec.model_source import SHIPPED
 from facerec.settings import InputError, resolve
@@ -136,3 +137,12 @@ def test_a_recipe_is_found_by_the_same_rule(folders: tuple[Path, Path], monkeypa
     for config, reason in (("r:1.yaml", "epochs=banana"), ("no.yaml", "there is no such file")):
         with pytest.raises(InputError, match=reason):
             facerec.main(["train", "--config", config], standalone_mode=False)
+
+
+def test_parent_processes_are_looked_at_once_for_all_parameters(tmp_path: Path, monkeypatch):
+    looked, put = [], []
+    for module in (paths, tracking):
+        monkeypatch.setattr(module, "launch_folder", lambda: looked.append(1) or tmp_path)
+    params = {name: str(tmp_path / name) for name in "abc"}
+    tracking.Run.log_params(SimpleNamespace(put=put.append), params)
+    assert put == [{"params": {name: name for name in "abc"}}] and len(looked) == 1

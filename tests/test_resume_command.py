@@ -135,6 +135,15 @@ def test_who_is_refused_a_run_leaves_it_as_it_is(tmp_path, own_tracking, monkeyp
     assert after.info.status == "RUNNING" and after.data.tags == before.data.tags
 
 
+def test_where_there_are_no_locks_a_run_is_trained_and_it_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("facerec.data.files.fcntl", None)
+    with alone(tmp_path / "run"), alone(tmp_path / "run"):
+        assert "make sure that no other process trains run run" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"), alone(tmp_path / "file" / "run"):
+        pass
+
+
 @pytest.mark.parametrize(
     ("begun", "used", "said"),
     [(1, 1, "goes on with as many"), (10**9, 2, "cores are here"), ("1", 2, ""), (None, 2, "")],

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from facerec.urls import account, with_driver, without_password, without_secrets
+from facerec.urls import (
+    OF_MESSAGE,
+    account,
+    account_to_move,
+    hide,
+    with_driver,
+    without_password,
+    without_secrets,
+)
 
 SECRET = [
     "postgresql://me:hush-hush@host/db",
@@ -15,6 +23,8 @@ SECRET = [
     "postgresql://me:hush?hush#hush@host/db",
     "http://me:hush@host:5000/path",
     "https://:hush@host",
+    "https://hush@host/path",
+    "http://hush@hush@host",
     "postgresql://host/db?user=me&password=hush hush",
     "postgresql://host/db?user=me&PWD=hush&passwd=hush&sslpassword=hush",
     "mysql://host/db?access_token=hush&api_key=hush&client-secret=hush",
@@ -55,6 +65,9 @@ def test_addresses_that_nobody_told_of():
         "no route to http://me:pst@host/x",
         "bad host me:pst@host/db",
         "password=pst host=h",
+        "no host me:p/pst:pst@host",
+        "no host postgresql://me@srv:p/pst@host",
+        "no host at https://pst@host",
     ):
         assert "pst" not in without_secrets(text)
 
@@ -67,3 +80,26 @@ def test_what_is_no_secret_stays(uri):
     message = f"{uri} is refused: Param with key='lr' was already logged at 12:30"
     assert without_secrets(message, uri) == message
     assert account(uri) == (uri, "", "")
+
+
+@pytest.mark.parametrize(
+    "piece", ["token-", "-token", "a-", "a:", "://", "http://", "http://a", "x@", "%3D", "key_", "p=&"]
+)  # fmt: skip
+def test_hostile_text_takes_time_in_proportion_to_its_length(piece):
+    text = piece * (100_000 // len(piece))  # with steps in its square this would not return
+    assert hide(text, OF_MESSAGE) == text
+    assert (
+        len(without_secrets(text)) <= 2 * 4096
+        and without_secrets(text + " x:hush@h").count("hush") == 0
+    )
+
+
+def test_an_account_is_moved_only_where_it_is_read_in_one_way():
+    assert account_to_move("http://me:hu%2Fsh@h:1/a") == ("http://h:1/a", "me", "hu%2Fsh")
+    for uri in (
+        "http://host:5000/team@x",
+        "http://me:hu/sh@host",
+        "http://me:a@b/@c",
+        "http://[a:b@c",
+    ):
+        assert account_to_move(uri) == (uri, "", "")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from facerec.settings import InputError, one_line
 
@@ -21,7 +23,9 @@ except ImportError:  # Windows
     fcntl = None
 
 DRAFT = ".tmp-"  # what the names of files begin with that are being written
-DRAFT_FOLDER = re.compile(r"\.facerec-[0-9a-f]{16}")  # names of folders that are
+DRAFT_FOLDER = re.compile(r"\.facerec-([0-9a-f]{8})-[0-9a-f]{16}")  # folders that are, on a host
+
+Lock = Literal["held", "taken", "unknown"]
 
 
 @contextmanager
@@ -75,38 +79,53 @@ def draft_beside(folder: Path) -> Iterator[Path]:
     """An empty folder with a hidden name beside `folder`, which is removed at the end if it is still there.
 
     A process that is killed leaves its draft behind, and the next one that makes a draft there removes it: as long as
-    its maker lives, a draft is locked. Where there are no locks, drafts are left alone.
+    its maker lives, a draft is locked. Where there are no locks, drafts are left alone, and so are those of other
+    hosts: a network file system may keep its locks on each host for itself.
     """
     # Not by `tempfile`: what that makes is for its owner alone, and whoever widens it afterwards has to know the
     # process's umask, which cannot be read without changing it for all threads.
-    draft = folder.with_name(f".facerec-{secrets.token_hex(8)}")
+    host = hashlib.sha256(os.fsencode(socket.gethostname())).hexdigest()[:8]
+    draft = folder.with_name(f".facerec-{host}-{secrets.token_hex(8)}")
     with ExitStack() as held:
-        with _locked(
-            folder.parent
-        ):  # so that nobody takes a draft for left behind that is not locked yet
+        # So that nobody takes a draft for left behind that is not locked yet.
+        with locked(folder.parent, wait=True):
             for left in folder.parent.iterdir():
-                if DRAFT_FOLDER.fullmatch(left.name) and _is_left(left):
+                name = DRAFT_FOLDER.fullmatch(left.name)
+                if name and name[1] == host and _is_left(left):
                     shutil.rmtree(left, ignore_errors=True)
             draft.mkdir()
-            held.enter_context(_locked(draft))
+            held.enter_context(locked(draft))
         held.callback(shutil.rmtree, draft, ignore_errors=True)
         yield draft
 
 
 @contextmanager
-def _locked(folder: Path, how: int = 0) -> Iterator[bool]:
-    """Hold a folder's lock, waited for or (`LOCK_NB`) not; whether it is held, which not all file systems can."""
+def locked(path: Path, wait: bool = False) -> Iterator[Lock]:
+    """Hold the lock of a file or folder, which goes with the process, however it ends.
+
+    Args:
+        wait: for the process that has it.
+
+    Yields:
+        held; taken, by another process; or unknown where the system or the file system has no locks.
+
+    Raises:
+        OSError: if there is no such file.
+    """
     if fcntl is None:
-        yield False
+        yield "unknown"
         return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    # NFS locks only files that are open for writing, which a folder never is.
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    state: Lock = "held"
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | how)
-            held = True
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            state = "taken"
         except OSError:
-            held = False
-        yield held
+            state = "unknown"
+        yield state
     finally:
         os.close(handle)
 
@@ -114,8 +133,8 @@ def _locked(folder: Path, how: int = 0) -> Iterator[bool]:
 def _is_left(draft: Path) -> bool:
     """Whether the process that made a draft has ended."""
     try:
-        with _locked(draft, fcntl.LOCK_NB if fcntl else 0) as held:
-            return held
+        with locked(draft) as state:
+            return state == "held"
     except OSError:  # no folder, or gone meanwhile
         return False
 

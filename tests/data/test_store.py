@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from facerec.data import files
 from facerec.data import store as module
-from facerec.data.files import publish_folder
+from facerec.data.files import locked, publish_folder
 from facerec.data.pictures import decode, to_face
 from facerec.data.store import DataSettings, Store, open_store
 from facerec.settings import InputError
@@ -259,6 +260,33 @@ def test_drafts_of_the_killed_go_and_those_of_the_living_stay(tmp_path: Path) ->
         left = {living.name, "quick", ".facerec-notes"}
         assert {p.name for p in tmp_path.iterdir()} == left
     assert (tmp_path / "slow" / "half").read_text() == "half"
+
+
+def test_drafts_of_other_hosts_stay_also_where_their_locks_are_not_seen(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    left = []
+    for host in ("a", "b"):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        with publish_folder(tmp_path / "link" / host) as draft:
+            left.append(draft.name)
+        (tmp_path / "real" / draft.name).mkdir()  # as if it was still being written, without a lock
+    with publish_folder(tmp_path / "link" / "c"):
+        pass
+    assert {p.name for p in (tmp_path / "real").iterdir()} == {"a", "b", "c", left[0]}
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_neither_held_nor_taken(tmp_path, monkeypatch, number):
+    def flock(handle, how):
+        raise OSError(number, "no locks")
+
+    with locked(tmp_path) as first, locked(tmp_path) as second:
+        assert (first, second) == ("held", "taken")
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    for wait in (True, False):
+        with locked(tmp_path, wait) as state:
+            assert state == "unknown"
 
 
 def test_settings_are_checked_and_described() -> None:
