@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from facerec.data.files import DRAFT, write_bytes
-from facerec.settings import InputError, one_line
+from facerec.settings import InputError, brief
 
 STATE = "state.json"  # the tensor with the JSON part
 NAME = "checkpoint-{:010d}.safetensors"
@@ -116,5 +116,5 @@ def read(path: Path) -> Checkpoint:
         if not isinstance(state, dict) or not isinstance(state.get("settings", {}), dict):
             raise ValueError("its state is no list of facts")
     except UNREADABLE as error:
-        raise InputError(f"{path} is no checkpoint of facerec: {one_line(error)}") from error
+        raise InputError(f"{path} is no checkpoint of facerec: {brief(error)}") from error
     return Checkpoint(int(PATTERN.fullmatch(path.name)[1]), tensors, state)
