@@ -1,7 +1,7 @@
 """Checkpoints: the whole state of a training as safetensors + JSON, written aside and renamed.
 
-A checkpoint is one safetensors file whose metadata holds the JSON part; the file's SHA-256 stands in its name's
-companion, so that a damaged one is seen before it is used.
+A checkpoint is one safetensors file with the JSON part as a tensor of bytes, since a header has room for 100 MB only;
+the file's SHA-256 stands in its name's companion, so that a damaged one is seen before it is used.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from facerec.data.files import DRAFT, write_bytes
-from facerec.settings import InputError, one_line
+from facerec.settings import InputError, brief
 
+STATE = "state.json"  # the tensor with the JSON part
 NAME = "checkpoint-{:010d}.safetensors"
 UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError)
 PATTERN = re.compile(r"checkpoint-(\d{10})\.safetensors")
@@ -44,7 +46,7 @@ class Checkpoints:
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
         """Writes a checkpoint and drops those before the newest `keep`."""
         flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        content = save(flat, metadata={"state": json.dumps({**state, "saved": time.time()})})
+        content = save({**flat, STATE: state_tensor({**state, "saved": time.time()})})
         path = self.folder / NAME.format(step)
         for left in self.folder.glob(DRAFT + "*"):  # of a process that was killed while writing
             left.unlink(missing_ok=True)
@@ -72,6 +74,18 @@ class Checkpoints:
         return None, damaged
 
 
+def state_tensor(state: Mapping[str, Any]) -> Tensor:
+    """The JSON of a state as (bytes,) uint8."""
+    return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+
+
+def _state(file: Any) -> Any:
+    """The JSON part of an open checkpoint; older versions kept it in the header."""
+    if STATE in file.keys():  # noqa: SIM118
+        return json.loads(file.get_tensor(STATE).numpy().tobytes())
+    return json.loads(file.metadata()["state"])
+
+
 def saved_at(path: Path) -> float:
     """When a checkpoint was written, in seconds since 1970, by its own word: a copy has another time.
 
@@ -79,7 +93,7 @@ def saved_at(path: Path) -> float:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            seconds = json.loads(file.metadata()["state"]).get("saved", path.stat().st_mtime)
+            seconds = _state(file).get("saved", path.stat().st_mtime)
         return float(seconds) if math.isfinite(seconds) else 0.0
     except (*UNREADABLE, AttributeError, OverflowError):
         return 0.0
@@ -96,10 +110,11 @@ def read(path: Path) -> Checkpoint:
         if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
             raise InputError(f"{path} is damaged: its SHA-256 is not the one written beside it")
         with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = _state(file)
+            names = [name for name in file.keys() if name != STATE]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in names}
         if not isinstance(state, dict) or not isinstance(state.get("settings", {}), dict):
             raise ValueError("its state is no list of facts")
     except UNREADABLE as error:
-        raise InputError(f"{path} is no checkpoint of facerec: {one_line(error)}") from error
+        raise InputError(f"{path} is no checkpoint of facerec: {brief(error)}") from error
     return Checkpoint(int(PATTERN.fullmatch(path.name)[1]), tensors, state)

@@ -13,7 +13,7 @@ import os
 import sys
 from contextlib import suppress
 
-from facerec.settings import InputError, one_line
+from facerec.settings import InputError, brief
 
 PLAIN = {"\u2212": "-", "\u2013": "-", "\u2026": "...", "\u00b1": "+-", "\u00d7": "x"}
 ERRORS = "facerec.plain"
@@ -92,4 +92,4 @@ def answer(text: str) -> None:
         raise
     except OSError as error:
         drain(sys.stdout)  # or what waits in it would raise once more when the process ends
-        raise InputError(f"the answer cannot be written: {one_line(error)}") from None
+        raise InputError(f"the answer cannot be written: {brief(error)}") from None

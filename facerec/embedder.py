@@ -30,7 +30,7 @@ from facerec.gallery import Gallery, Match, gallery_files
 from facerec.model.network import activation_bytes
 from facerec.model_folder import WEIGHTS, LoadedModel, ModelConfig, read_model
 from facerec.model_source import model_folder
-from facerec.settings import LONGEST, InputError, expanded
+from facerec.settings import InputError, brief, expanded
 from facerec.verdict import Comparison, judge
 
 BATCH = 64
@@ -135,7 +135,7 @@ class FaceEmbedder:
         side = self.config.image_size
         if faces.dtype != np.uint8 or faces.shape[1:] != (side, side, 3):
             raise InputError(
-                f"faces {faces.shape} {faces.dtype}, where (N, {side}, {side}, 3) uint8 is due"
+                f"faces {faces.shape} {faces.dtype}, where (N, {side}, {side}, 3) uint8 is expected"
             )
         starts = range(0, max(1, len(faces)), self._at_once)
         parts = [self._embed_batch(faces[i : i + self._at_once], flip) for i in starts]
@@ -253,7 +253,7 @@ class FaceEmbedder:
             InputError: a picture cannot be used, there are several probes, or another model has embedded the gallery.
         """
         if not is_picture(probe):
-            raise InputError(f"a {type(probe).__name__}, where one probe is due")
+            raise InputError(f"a {type(probe).__name__}, where one probe is expected")
         known = gallery if isinstance(gallery, Gallery) else self.gallery(gallery, **how)
         if known.model != self._weights:
             raise InputError("the gallery was embedded by another model: make it with this one")
@@ -318,10 +318,12 @@ class FaceEmbedder:
         trained = self.config.align
         if align not in ("auto", "none", "find", trained):
             raise InputError(
-                f"align={align[:LONGEST]}: auto, none or find is due; it was trained with {trained}"
+                f"align={brief(align)}: auto, none or find is expected; it was trained with {trained}"
             )
         if choice not in ("auto", *CHOICES):
-            raise InputError(f"choice={choice[:LONGEST]}: auto, {', '.join(CHOICES)} are due")
+            raise InputError(
+                f"choice={brief(choice)}: one of auto, {', '.join(CHOICES)} is expected"
+            )
         if choice != "auto" and (align == "none" or (align != "find" and trained == "none")):
             raise InputError(f"choice={choice}: without alignment no face is looked for")
         asked = {"align": trained if align == "find" else align, "face_choice": choice}
@@ -362,7 +364,7 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, TypeError):
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"device={name}: auto, cpu, cuda or cuda:N is due")
+        raise InputError(f"device={brief(name)}: auto, cpu, cuda or cuda:N is expected")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"device={name}: {torch.cuda.device_count()} CUDA devices are here; use auto or cpu"

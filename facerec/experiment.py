@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils import validation
 
-from facerec.settings import InputError, as_utf8, one_line, shown
+from facerec.settings import InputError, as_utf8, brief, shown
 from facerec.store_errors import REFUSED
 from facerec.urls import without_password
 
@@ -116,7 +116,7 @@ def check_name(setting: str, value: str, by: str | None = None) -> None:
     try:
         rule(value)
     except MlflowException as error:
-        raise InputError(f"{by}: {one_line(error)}") from None
+        raise InputError(f"{by}: {brief(error)}") from None
     if not value.strip():
         raise InputError(f"{by}: the name is empty")
     if len(value) > (longest := LONGEST.get(setting, len(value))):

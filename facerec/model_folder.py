@@ -30,7 +30,7 @@ from facerec.data.align import AlignSettings
 from facerec.data.files import draft_beside
 from facerec.model.network import NetworkSettings
 from facerec.provenance import Provenance
-from facerec.settings import InputError, Settings, one_line, validate
+from facerec.settings import LONGEST, InputError, Settings, brief, validate
 from facerec.untrusted import Record, as_record, check_sum, parse_object, read_bytes
 from facerec.verdict import Calibration
 from facerec.weights_file import CONFIG, MAX_WEIGHTS, WEIGHTS, read_network
@@ -115,7 +115,7 @@ def write_model(
                 _write(draft / name, data)
             _swap(draft, folder)
     except OSError as error:
-        reason = error.strerror or one_line(error)
+        reason = error.strerror or brief(error)
         raise InputError(
             f"model folder {folder} cannot be written: {reason}; free space or choose another place"
         ) from error
@@ -126,7 +126,7 @@ def to_json(value: Any) -> bytes:
     """JSON for people and machines; NaN and infinity, which JSON does not have, are an error.
 
     Raises:
-        ValueError, TypeError: the value has no JSON.
+        ValueError, TypeError: JSON cannot hold the value.
     """
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     return text.encode("utf-8", "backslashreplace")  # a lone surrogate as JSON's own escape
@@ -212,7 +212,7 @@ def read_model(folder: Path | str) -> LoadedModel:
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"model {folder}: a file, where a model folder is due")
+        raise InputError(f"model {folder}: a file, where a model folder is expected")
     if not folder.is_dir() and _aside(folder.absolute()).is_dir():  # killed between two renames
         folder = _aside(folder.absolute())
     if not folder.is_dir():
@@ -230,14 +230,14 @@ def read_config(folder: Path) -> ModelConfig:
     """config.json of a model folder; the scan back end in it is `auto`.
 
     Raises:
-        InputError: missing, no JSON, unknown keys or values out of range, or of another format.
+        InputError: missing, not valid JSON, unknown keys or values out of range, or of another format.
     """
     values = parse_object(folder, CONFIG, read_bytes(folder, CONFIG, MAX_BYTES[CONFIG]))
     where = f"{folder / CONFIG}"
     version = values.get("format")
     if version != FORMAT or isinstance(version, bool):
         raise InputError(
-            f"{where}: format {str(version)[:20]!r} is unknown, {FORMAT} is due; update facerec"
+            f"{where}: format {brief(version)!r} is unknown, {FORMAT} is expected; update facerec"
         )
     network = values.get("network")
     if not isinstance(network, dict):
@@ -246,7 +246,7 @@ def read_config(folder: Path) -> ModelConfig:
         part = validate(NetworkSettings, network, lambda key: f"network in {CONFIG}")
         config = validate(ModelConfig, {**values, "network": part}, lambda key: CONFIG)
     except InputError as error:
-        raise InputError(f"{where}: {str(error)[:500]}") from None
+        raise InputError(f"{where}: {brief(error, 2 * LONGEST)}") from None
     # Which kernels trained it says nothing about the machine that uses it.
     network = config.network.model_copy(update={"scan_backend": "auto"})
     return config.model_copy(update={"network": network})

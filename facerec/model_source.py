@@ -19,7 +19,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from facerec.paths import is_uri, located
-from facerec.settings import InputError, expanded
+from facerec.settings import InputError, brief, expanded
 from facerec.urls import without_password
 
 SHIPPED = ("pretrained", "pretrained-lfw")
@@ -100,6 +100,6 @@ def fetch(uri: str, folder: str) -> Path:
             path = mlflow.artifacts.download_artifacts(f"{uri}/{MODEL_FOLDER}", dst_path=folder)
     except (MlflowException, OSError, ImportError, SQLAlchemyError) as error:
         where = without_password(mlflow.get_tracking_uri())
-        reason = reason_of(error)[:300]
+        reason = brief(reason_of(error))
         raise InputError(f"model {uri} cannot be fetched from {where}: {reason}") from None
     return Path(path)

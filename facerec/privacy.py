@@ -16,11 +16,14 @@ class PrivacySettings(Settings):
 
     page_faces: bool | None = Field(
         None,
-        description="Faces and names of people in the pages and answers that MLflow keeps; none = of rendered people "
-        "alone.",
+        description="Faces and names of people in the pages and answers that MLflow keeps; none = in pages those of "
+        "rendered people, in answers nobody's.",
     )
 
 
 def may_keep_faces(settings: PrivacySettings, layout: str | None = None) -> bool:
-    """Whether MLflow may keep faces and names of a data set; of the demo's people always, unless it is forbidden."""
+    """Whether MLflow may keep faces and names of a data set, or without `layout` of images that anybody may be on.
+
+    Of the demo's people it may, unless it is forbidden.
+    """
     return layout == "demo" if settings.page_faces is None else settings.page_faces

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 NAMES, SIMILAR, PICTURES, OLDER = "name_hashes", "similar_hashes", "picture_hashes", "people_hashes"
 HASHED = (NAMES, SIMILAR, PICTURES, OLDER)
 HASH_DIGITS = 32  # hexadecimal: 128 bits, which no two of a data set's people share by chance
-HASH = re.compile(f"[0-9a-f]{{{HASH_DIGITS}}}|[0-9a-f]{{64}}")  # files of before hold all 64 digits
+HASH = re.compile(f"[0-9a-f]{{{HASH_DIGITS}}}|[0-9a-f]{{64}}")  # older files hold all 64 digits
 MAX_HASHES = 3_000_000  # in one provenance, 40 bytes each: a million people with an image each, or 2.8 million images
 PATHS = ("data", "cache", "output", "init", "model")  # settings whose folders are nobody's business
 LFW_TERMS = """
@@ -58,7 +58,7 @@ class Seen(Record):
         name_hashes: of names as they stand.
         similar_hashes: of names without accents, case and signs, for people who may be the same.
         picture_hashes: of the files.
-        people_hashes: in models of before and what was trained from them, of names of the second kind alone.
+        people_hashes: in older models and what was trained from them, of names of the second kind alone.
     """
 
     people: int = Field(0, ge=0)
@@ -189,7 +189,7 @@ def met(
     Returns:
         {"people", "pictures": asked about, "train_people", "train_similar", "train_pictures", and the same of val}.
         `people` have the name of somebody seen; `similar` have it but for accents, case and signs, and may be others.
-        Models of before tell no difference: there all count as `people`.
+        Older models do not know the difference: there all count as `people`.
 
     Raises:
         InputError: as `checked`.

@@ -11,8 +11,10 @@ import importlib.metadata
 import importlib.util
 import io
 import logging
+import os
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +38,7 @@ from facerec.experiment import check_name
 from facerec.model_folder import ModelConfig, copy_model, read_model
 from facerec.model_source import no_artifact_bars
 from facerec.promotion import beats
-from facerec.settings import InputError
+from facerec.settings import InputError, brief
 from facerec.store_errors import reason_of
 from facerec.tracking import patiently
 
@@ -57,7 +59,7 @@ LIBRARIES = (
     *("PyYAML", "safetensors", "torch", "tqdm"),
 )
 
-# What the package's modules read.
+# What the package's modules read; only asked where neither an installer nor git says what the package is.
 ASSETS = (
     *("map.css", "map.html", "map.js", "page.css", "page.html", "page.js"),
     *("lfw_dev_test.txt", "lfw_dev_train.txt"),
@@ -160,13 +162,13 @@ def register(
     check_name("name", name)
     if alias is not None and not (ALIAS.fullmatch(alias) and not RESERVED.fullmatch(alias)):
         raise InputError(
-            f"alias={alias}: letters, digits, - and _ are due; latest and v1, v2 ... are reserved"
+            f"alias={brief(alias)}: letters, digits, - and _ are expected; latest and v1, v2 ... are reserved"
         )
     try:
         version = _version(run_id, name)
     except (InputError, MlflowException, OSError) as error:
         raise InputError(
-            f"run {run_id} cannot be registered as {name}: {reason_of(error)[:300]}"
+            f"run {run_id} cannot be registered as {name}: {brief(reason_of(error))}"
         ) from None
     if alias is None:
         return Registration(version, False, f"{name} version {version} registered")
@@ -174,7 +176,8 @@ def register(
         return _promote(run_id, name, version, alias, force)
     except (InputError, MlflowException, OSError) as error:
         raise InputError(
-            f"{name} version {version} is registered, but the alias {alias} cannot move to it: {reason_of(error)[:300]}"
+            f"{name} version {version} is registered, but the alias {alias} cannot move to it: "
+            f"{brief(reason_of(error))}"
         ) from None
 
 
@@ -249,17 +252,53 @@ def _copy_package(target: Path) -> Path:
     return target / "facerec"
 
 
-def package_files(folder: Path) -> Iterator[Path]:
-    """What belongs to a package: modules of its folders with an `__init__.py`, and ASSETS; never a link.
+def package_files(folder: Path) -> list[Path]:
+    """What belongs to a package: what it was installed with, or what git tracks; without weights, and never a link.
 
-    Whatever else lies there is somebody's own: pages, passwords, a tracking store, an environment.
+    Whatever else lies there is somebody's own: pages, passwords, a tracking store, an environment. Where neither an
+    installer nor git knows the package: modules of its folders with an `__init__.py`, and ASSETS.
     """
-    for path in sorted(folder.iterdir()):
+    own = folder / "__init__.py"
+    known = (files for files in (_installed(folder), _tracked(folder)) if own in files)
+    kept = []
+    for path in next(known, None) or _found(folder):
+        apart = {"weights", "__pycache__"} & set(path.relative_to(folder).parts)
+        if path.is_file() and not path.is_symlink() and not apart:
+            kept.append(path)
+    return sorted(kept)
+
+
+def _installed(folder: Path) -> list[Path]:
+    """Files of an installation in `folder`; an editable one has none."""
+    try:
+        package = importlib.metadata.distribution("facerec")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    listed = (
+        package.files if package.read_text("RECORD") else None
+    )  # SOURCES.txt may be out of date
+    paths = [Path(package.locate_file(file)) for file in listed or ()]
+    return [path for path in paths if path.is_relative_to(folder)]
+
+
+def _tracked(folder: Path) -> list[Path]:
+    """Files in `folder` that git tracks; none outside a checkout, or without git."""
+    try:
+        command = ["git", "-C", str(folder), "ls-files", "-z"]
+        names = subprocess.run(command, capture_output=True, timeout=60).stdout.split(b"\0")
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [folder / os.fsdecode(name) for name in names if name]
+
+
+def _found(folder: Path) -> Iterator[Path]:
+    """Modules of folders with an `__init__.py`, and ASSETS."""
+    for path in folder.iterdir():
         if path.is_symlink() or path.name.startswith("."):
             continue
         if path.is_dir() and (path / "__init__.py").is_file():
-            yield from package_files(path)
-        elif path.is_file() and (path.suffix == ".py" or path.name in ASSETS):
+            yield from _found(path)
+        elif path.suffix == ".py" or path.name in ASSETS:
             yield path
 
 

@@ -19,7 +19,7 @@ from facerec.page import write_html
 from facerec.privacy import may_keep_faces
 from facerec.provenance import Provenance, model_card, provenance
 from facerec.registry import log_model
-from facerec.settings import InputError
+from facerec.settings import InputError, brief
 from facerec.store_errors import reason_of
 from facerec.teacher import TEACHERS
 from facerec.tracking import Run, say
@@ -90,7 +90,7 @@ def keep_results(
             run.tag({"model.sha256": weights})
     # ImportError: of a store's client.
     except (InputError, MlflowException, OSError, ImportError) as error:
-        raise run.kept(reason_of(error)[:300]) from error
+        raise run.kept(brief(reason_of(error))) from error
     say(f"model: runs:/{run.id}/model (epoch {int(best['epoch'])}); files in {folder}")
 
 

@@ -28,7 +28,7 @@ from facerec.data.pictures import PictureError
 from facerec.decoding import NoDecoder, TooSlow
 from facerec.embedder import FaceEmbedder
 from facerec.serving_limits import PREFIX, Limits
-from facerec.settings import InputError
+from facerec.settings import InputError, brief
 
 SHORTEST = 64  # characters of a picture file in base64
 # Any of these says that requests come through MLflow; who serves in another way sets FACEREC_SERVING=1.
@@ -134,13 +134,13 @@ class FaceModel(PythonModel):
 def _columns(frame: Any) -> list[pd.Series]:
     """The one column `image`, or the two of a pair."""
     if not isinstance(frame, pd.DataFrame):
-        raise InputError("a table is due, with a column image, or with image_a and image_b")
+        raise InputError("a table is expected, with a column image, or with image_a and image_b")
     names = [n for n in ("image", "image_a", "image_b") if n in frame]
     given = [n for n in names if frame.empty or not frame[n].isna().all()]
     if given not in (["image"], ["image_a", "image_b"]):
         raise InputError(
-            "either a column image is due, or both of image_a and image_b; given: "
-            + ", ".join(map(str, frame.columns))[:200]
+            "either a column image is expected, or both of image_a and image_b; given: "
+            + brief(", ".join(map(str, frame.columns)))
         )
     return [frame[name] for name in given]
 
@@ -153,7 +153,7 @@ def _picture(value: Any, where: str) -> Any:
     if not served and (isinstance(value, os.PathLike) or _is_path(value)):
         return value
     if not isinstance(value, str):
-        raise InputError(f"{where}: a {type(value).__name__}, where a picture is due")
+        raise InputError(f"{where}: a {type(value).__name__}, where an image is expected")
     try:
         text = "".join((value.partition("base64,")[2] or value).split())  # some tools wrap lines
         return base64.b64decode(text, validate=True)
@@ -161,7 +161,7 @@ def _picture(value: Any, where: str) -> Any:
         if not served:
             return value
         raise InputError(
-            f"{where}: no base64; a server takes the bytes of a picture file as base64 and no paths or URLs"
+            f"{where}: not valid base64; a server takes the bytes of a picture file as base64 and no paths or URLs"
         ) from None
 
 

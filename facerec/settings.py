@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from facerec import yaml_text
 from facerec.values import bounds, canonical, read, wanted
 
-LONGEST = 200  # characters of a bad value that a message repeats
+LONGEST = 300  # characters of a bad value, or of an error, that a message repeats
 
 # Settings are called `register` and `json`, and pydantic's models inherit methods of those names that nobody calls.
 warnings.filterwarnings("ignore", message='Field name "(register|json)"', category=UserWarning)
@@ -88,7 +88,9 @@ def read_recipe(path: str) -> dict[str, Any]:
     try:
         values = yaml_text.read(file)
     except (yaml.YAMLError, OSError, ValueError) as error:
-        raise InputError(f"config {path}: cannot be read as YAML: {one_line(error)}") from error
+        raise InputError(
+            f"config {path}: cannot be read as YAML: {brief(error, 2 * LONGEST)}"
+        ) from error
     values = {} if values is None else values
     if not isinstance(values, dict) or any(
         isinstance(v, (dict, list, set)) for v in values.values()
@@ -152,18 +154,23 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     return f"there is no setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
-def brief(value: Any) -> str:
-    """A bad value for a message: on one line, control characters escaped, of a long one the beginning."""
+def brief(value: Any, longest: int = LONGEST) -> str:
+    """A bad value or an error for a message: on one line, control characters escaped, of a long one the beginning."""
     try:
-        text = canonical(value)
+        text = one_line(value) if isinstance(value, BaseException) else canonical(value)
     except ValueError:  # Python spells no whole number of over 4,300 digits
         return "a number of thousands of digits"
-    text = printable(" ".join(text[: 2 * LONGEST].split()))
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return beginning(" ".join(text[: 2 * longest].split()), longest)
+
+
+def beginning(text: str, longest: int) -> str:
+    """Text made printable, of a long one the beginning."""
+    text = printable(text)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message on one line."""
+    """The whole message of an exception on one line, for who takes secrets out of it; `brief` is for messages."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from facerec import yaml_text
 from facerec.data.sources import WHICH_DATA
-from facerec.settings import InputError, Settings, brief, expanded, one_line, validate
+from facerec.settings import LONGEST, InputError, Settings, brief, expanded, validate
 from facerec.space import METRICS, Constraint, Parameter, Space
 from facerec.values import OCTAL, canonical
 
@@ -49,7 +49,9 @@ def read_space(path: str, known: type[Settings]) -> Space:
     try:
         content = yaml_text.read(file)
     except (yaml.YAMLError, OSError, ValueError) as error:
-        raise InputError(f"space {path}: cannot be read as YAML: {one_line(error)}") from error
+        raise InputError(
+            f"space {path}: cannot be read as YAML: {brief(error, 2 * LONGEST)}"
+        ) from error
     try:
         return parse_space(content, known)
     except InputError as error:

@@ -20,7 +20,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from facerec.settings import InputError, one_line
+from facerec.settings import InputError, brief, one_line
 from facerec.space import differences
 from facerec.urls import without_secrets
 from facerec.workers import runs_here, this_host, this_worker
@@ -257,7 +257,7 @@ def guard(study: optuna.Study, goal: int, objective: Objective, heartbeat: float
             except optuna.TrialPruned:
                 raise
             except Exception as error:
-                trial.set_user_attr("error", without_secrets(one_line(error))[:500])
+                trial.set_user_attr("error", brief(without_secrets(one_line(error))))
                 raise
 
     return guarded

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from facerec.paths import is_uri
-from facerec.settings import InputError, expanded, one_line, shown
+from facerec.settings import InputError, brief, expanded, one_line, shown
 from facerec.urls import with_driver, without_password, without_secrets
 
 
@@ -70,7 +70,7 @@ def open_storage(
         raise
     except Exception as error:  # each database driver has errors of its own
         raise InputError(
-            f"storage {without_password(where)} cannot be opened: {without_secrets(one_line(error), where)[:300]}"
+            f"storage {without_password(where)} cannot be opened: {brief(without_secrets(one_line(error), where))}"
         ) from error
 
 

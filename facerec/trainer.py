@@ -48,7 +48,7 @@ from facerec.mining import confusable_people
 from facerec.objective import COLLAPSED_SPREAD, Objective, spread
 from facerec.optimization import Average, clone_state, learning_rate, parameter_groups
 from facerec.provenance import Provenance
-from facerec.settings import InputError, one_line
+from facerec.settings import InputError, brief
 from facerec.trainer_settings import check_whole_batch, whole_batch
 
 READ_EVERY = 50  # steps between two looks at the loss on CUDA, each of which waits for the device
@@ -398,7 +398,7 @@ class Trainer:
             self._restore(checkpoint)
         except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise InputError(
-                f"the checkpoint of step {checkpoint.step} does not fit its settings: {one_line(error)[:200]}"
+                f"the checkpoint of step {checkpoint.step} does not fit its settings: {brief(error)}"
             ) from error
 
     def _restore(self, checkpoint: Checkpoint) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from facerec.settings import InputError, one_line, shown
+from facerec.settings import InputError, beginning, brief, shown
 
 MAX_DEPTH = 16  # of nested JSON
 MAX_VALUES = 100_000  # in a JSON file, beside those of 32 bytes: a small one takes 30 times its bytes in memory
@@ -22,9 +22,7 @@ MAX_TEXT = 1000  # characters of a text in a record
 
 Text = Annotated[
     str,
-    BeforeValidator(
-        lambda value: shown(value, MAX_TEXT) if value and isinstance(value, str) else value
-    ),
+    BeforeValidator(lambda value: beginning(value, MAX_TEXT) if isinstance(value, str) else value),
 ]
 
 
@@ -54,7 +52,7 @@ def as_record(model: type[AnyRecord], value: Any, where: str) -> AnyRecord:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         key = ".".join(shown(str(part), 50) for part in problem["loc"])
-        reason = problem["msg"].removeprefix("Value error, ")[:200]
+        reason = brief(problem["msg"].removeprefix("Value error, "))
         raise InputError(f"{where}, which facerec did not write so: {key}: {reason}") from None
 
 
@@ -87,7 +85,7 @@ def opened(folder: Path, name: str, limit: int) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         raise InputError(f"{folder} is no whole model folder: {name} is missing") from None
     except (OSError, RuntimeError) as error:  # RuntimeError: a ring of links
-        reason = getattr(error, "strerror", None) or one_line(error)
+        reason = getattr(error, "strerror", None) or brief(error)
         raise InputError(f"{folder}: {name} cannot be read: {reason}") from None
 
 
@@ -112,14 +110,14 @@ def parse_object(folder: Path, name: str, data: bytes) -> dict[str, Any]:
     """The JSON object in a file's bytes.
 
     Raises:
-        InputError: no JSON, no object, NaN in it, nested deeper than 16 levels, or a great many small values.
+        InputError: not valid JSON, no object, NaN in it, nested deeper than 16 levels, or a great many small values.
     """
     if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES + len(data) // 32:
         raise InputError(f"{folder}: {name} holds too many values")
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{folder}: {name} is no JSON: {one_line(error)[:200]}") from None
+        raise InputError(f"{folder}: {name} is not valid JSON: {brief(error)}") from None
     if not isinstance(value, dict) or _depth(value) > MAX_DEPTH:
         raise InputError(
             f"{folder}: {name} must hold one JSON object of at most {MAX_DEPTH} levels"
@@ -128,7 +126,7 @@ def parse_object(folder: Path, name: str, data: bytes) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not a value of JSON")
 
 
 def _depth(value: Any, limit: int = MAX_DEPTH + 1) -> int:

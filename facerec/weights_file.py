@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from facerec.model.network import build_network
-from facerec.settings import InputError, one_line, shown
-from facerec.untrusted import Record, as_record, check_sum, opened, parse_object, read_up_to
+from facerec.settings import InputError, brief, shown
+from facerec.untrusted import Record, as_record, check_sum, opened, parse_object
 
 if TYPE_CHECKING:
     from facerec.model_folder import ModelConfig
@@ -47,7 +47,8 @@ def read_network(folder: Path, config: ModelConfig) -> nn.Module:
         header = _header(folder, head, size)
         network = _build(folder, config, 4 * sum(tensor.elements for tensor in header.values()))
         _compare(folder, header, network.state_dict())
-        data = head + read_up_to(size - len(head), file)
+        file.seek(0)
+        data = file.read(size)  # no more than the header and the network have accounted for
     check_sum(folder, WEIGHTS, data, config.sha256.get(WEIGHTS), CONFIG)
     network.load_state_dict(_tensors(folder, data))
     return network
@@ -86,7 +87,8 @@ def _header(folder: Path, head: bytes, size: int) -> dict[str, _Tensor]:
 
 def _compare(folder: Path, header: dict[str, _Tensor], expected: dict[str, Tensor]) -> None:
     """Each tensor of the network is in the file, of its shape and type, and no other."""
-    for name in sorted(expected.keys() ^ header.keys()):
+    if different := sorted(expected.keys() ^ header.keys()):
+        name = different[0]
         what = "lacks" if name in expected else "holds the unknown"
         raise InputError(
             f"{folder}: {WEIGHTS} {what} tensor {shown(name, 100)}; {CONFIG} is of another network"
@@ -139,7 +141,7 @@ def _build(folder: Path, config: ModelConfig, most: int) -> nn.Module:
         with _Apart(min(most, MAX_WEIGHTS) + 2**20):
             return build_network(config.network, config.image_size)
     except (InputError, ValueError, RuntimeError, AssertionError, TypeError, MemoryError) as error:
-        raise InputError(f"{folder / CONFIG}: {one_line(error)[:300]}") from None
+        raise InputError(f"{folder / CONFIG}: {brief(error)}") from None
 
 
 def _tensors(folder: Path, data: bytes) -> dict[str, Tensor]:
@@ -147,8 +149,7 @@ def _tensors(folder: Path, data: bytes) -> dict[str, Tensor]:
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        reason = one_line(error)[:200]
-        raise InputError(f"{folder}: {WEIGHTS} is no safetensors file: {reason}") from None
+        raise InputError(f"{folder}: {WEIGHTS} is no safetensors file: {brief(error)}") from None
     for name, tensor in tensors.items():
         if tensor.dtype == torch.float16:
             tensors[name] = tensor.float()

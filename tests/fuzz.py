@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 from PIL import Image
 
-from facerec.checkpoint import Checkpoints
+from facerec.checkpoint import STATE, Checkpoints, state_tensor
 from facerec.cli import ENTRIES, load
 from facerec.data.pictures import MAX_PIXELS, decode, to_face
 from facerec.embedder import FaceEmbedder
@@ -233,11 +234,9 @@ class Fuzz:
         elif kind == 1:
             data = mutated(data[:length], chance) + data[length:]
         else:
-            header = json.loads(data[8:length])
-            state = mutated_json(json.loads(header["__metadata__"]["state"]), chance)
-            header["__metadata__"]["state"] = json.dumps(state)
-            text = json.dumps(header).encode()
-            data = len(text).to_bytes(8, "little") + text + data[length:]
+            tensors = safetensors.torch.load(data)
+            state = mutated_json(json.loads(tensors[STATE].numpy().tobytes()), chance)
+            data = safetensors.torch.save({**tensors, STATE: state_tensor(state)})
         self.checkpoint.write_bytes(data)
         if chance.random() < 0.9:
             digest = hashlib.sha256(data).hexdigest()

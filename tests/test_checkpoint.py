@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 
 import pytest
+import safetensors.torch
 import torch
 
-from facerec.checkpoint import Checkpoints, read, write_bytes
+from facerec.checkpoint import Checkpoints, read, saved_at, write_bytes
 from facerec.settings import InputError
 
 
@@ -31,6 +34,18 @@ def test_round_trip_keeps_the_newest_two(tmp_path):
     assert (
         torch.equal(newest.tensors["w"], torch.full((3,), 3.0)) and newest.tensors["n"].item() == 3
     )
+
+
+def test_the_header_does_not_grow_with_the_state_and_older_checkpoints_are_read(tmp_path):
+    """Safetensors refuses headers above 100,000,000 bytes; a model's 3 million hashes take more."""
+    state = {"initial": ["0" * 32] * 1000, "saved": 5.0}
+    path = Checkpoints(tmp_path).save(1, {"w": torch.ones(3)}, state)
+    assert int.from_bytes(path.read_bytes()[:8], "little") < 1000
+    assert read(path).state["initial"] == state["initial"] and list(read(path).tensors) == ["w"]
+    older = safetensors.torch.save({"w": torch.ones(3)}, {"state": json.dumps(state)})
+    path.write_bytes(older)
+    path.with_suffix(".sha256").write_text(hashlib.sha256(older).hexdigest())
+    assert read(path).state == state and list(read(path).tensors) == ["w"] and saved_at(path) == 5.0
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "pickle", "no checksum"])

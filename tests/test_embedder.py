@@ -111,7 +111,7 @@ def test_faces_as_the_network_sees_them(embedder: FaceEmbedder) -> None:
     shown = embedder.faces([picture(1), picture(2)])
     assert np.allclose(embedder.embed_faces(shown), embedder.embed([picture(1), picture(2)]))
     assert embedder.faces([picture(1)], side=100).shape == (1, 100, 100, 3)
-    with pytest.raises(InputError, match=r"\(N, 16, 16, 3\) uint8 is due"):
+    with pytest.raises(InputError, match=r"\(N, 16, 16, 3\) uint8 is expected"):
         embedder.embed_faces(shown.astype(np.float32))
 
 
@@ -199,7 +199,7 @@ def test_identify_in_a_folder_and_a_mapping(embedder: FaceEmbedder, tmp_path: Pa
         embedder.identify(picture(3), {"Ann": [picture(1)], "Bob": picture(3)}, top=1)[0].name
         == "Bob"
     )
-    with pytest.raises(InputError, match="a list, where one probe is due"):
+    with pytest.raises(InputError, match="a list, where one probe is expected"):
         embedder.identify([picture(1), picture(2)], known)
     with pytest.raises(InputError, match="top=0"):
         embedder.identify(picture(2), known, top=0)

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +20,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from facerec.model_folder import read_model, to_json
+from facerec.model_folder import read_config, read_model, to_json
 from facerec.provenance import DataSet, Provenance, Seen, check_hashes, met, model_card, provenance
 from facerec.settings import InputError
-from facerec.untrusted import read_up_to
+from facerec.untrusted import MAX_TEXT, read_up_to
 from facerec.verdict import Curve
+from facerec.weights_file import read_network
 from tests.models import CALIBRATION, make_model, recipe, seen
 
 
@@ -165,7 +167,7 @@ ATTACKS = {
         lambda f: (f / "calibration.json").unlink(),
         "calibration.json is missing",
     ),
-    "truncated config": (cut("config.json"), "no JSON"),
+    "truncated config": (cut("config.json"), "not valid JSON"),
     "truncated weights": (cut("weights.safetensors"), "cut short"),
     "truncated provenance": (cut("provenance.json"), "SHA-256"),
     "swapped weights": (swap, "belongs to another model"),
@@ -184,9 +186,9 @@ ATTACKS = {
     "no network": (edit(lambda c: c.pop("network")), "network is missing"),
     "not an object": (lambda f: (f / "config.json").write_text("[1]"), "JSON object"),
     "nested": (lambda f: (f / "config.json").write_text('{"a":' * 50_000), "config.json"),
-    "binary": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "no JSON"),
+    "binary": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
     "oversize": (lambda f: (f / "config.json").write_bytes(b" " * (2**20 + 1)), "above"),
-    "NaN": (replaced("calibration.json", b'{"impostor": NaN}'), "no JSON"),
+    "NaN": (replaced("calibration.json", b'{"impostor": NaN}'), "not valid JSON"),
     "thresholds of text": (record("calibration.json", thresholds="abc"), "thresholds: Input"),
     "no list of thresholds": (record("calibration.json", thresholds=None), "thresholds: Input"),
     "a rate of text": (record("calibration.json", thresholds=[THRESHOLD]), "thresholds.0.far"),
@@ -343,7 +345,7 @@ def test_provenance_tells_who_was_met_and_names_nobody() -> None:
         **{"train_people": 1, "train_similar": 1, "train_pictures": 1},
         **{"val_people": 0, "val_similar": 1, "val_pictures": 1},
     }
-    whole = hashlib.sha256(f"{made.salt}:d".encode()).hexdigest()  # as files of before have it
+    whole = hashlib.sha256(f"{made.salt}:d".encode()).hexdigest()  # as older files have it
     older_val = Seen(**{**made.val.model_dump(), "picture_hashes": [whole]})
     older = made.model_copy(update={"val": older_val})
     assert met(older, [], ["d"])["val_pictures"] == 1
@@ -396,6 +398,28 @@ def test_reading_reserves_no_more_than_there_is() -> None:
     content = bytes(range(256)) * 2**15  # 8 MiB
     assert read_up_to(2**33, File(content)) == content
     assert read_up_to(5_000_000, File(content)) == content[:5_000_000]
+
+
+def test_weights_are_held_once_when_they_have_been_read(tmp_path: Path, monkeypatch) -> None:
+    make_model(tmp_path, d_model=256, depth=2)
+    config, size = read_config(tmp_path), (tmp_path / "weights.safetensors").stat().st_size
+    read_network(tmp_path, config)  # what is imported at the first call counts for nothing
+    peaks = []
+    monkeypatch.setattr(
+        "facerec.weights_file.check_sum",
+        lambda *args: peaks.append(tracemalloc.get_traced_memory()[1]),
+    )
+    tracemalloc.start()
+    try:
+        read_network(tmp_path, config)
+    finally:
+        tracemalloc.stop()
+    assert size > 2**21 and size < peaks[0] < 1.5 * size
+
+
+def test_of_a_text_that_is_too_long_the_beginning_is_kept() -> None:
+    kept = Provenance(run_id="first\n  " + "x" * MAX_TEXT).run_id
+    assert kept.startswith("first\\n  x") and kept.endswith("x…") and len(kept) == MAX_TEXT
 
 
 def test_card_says_what_it_must() -> None:

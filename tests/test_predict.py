@@ -13,8 +13,9 @@ from mlflow.tracking import MlflowClient
 
 from facerec.cli import main
 from facerec.commands import predict
+from facerec.provenance import DataSet
 from facerec.settings import InputError, resolve
-from tests.models import encoded, hostile_pictures, make_model, odd_pictures, picture
+from tests.models import encoded, hostile_pictures, make_model, odd_pictures, picture, seen
 
 
 @pytest.fixture
@@ -59,6 +60,9 @@ def test_the_answer_is_kept_in_the_run_of_mlflow_run(
             Path(client.download_artifacts(run.info.run_id, "answer.json")).read_text()
         )
 
+    make_model(
+        world / "model", seen(data=DataSet(name="demo"))
+    )  # even so, whom images show is open
     pair = {"a": str(world / "one.png"), "b": "two.jpg", "json": "true"}
     printed = json.loads(ask(capsys, **pair, page_faces="true"))
     assert kept() == printed and printed["a"] == "one.png"
@@ -127,7 +131,7 @@ def test_a_file_name_cannot_write_on_the_terminal(world: Path, capsys) -> None:
         ({"a": "/dev/zero", "b": "one.png"}, "/dev/zero: no regular file"),
         (
             {"a": "one.png", "b": "two.jpg", "model": "one.png"},
-            "a file, where a model folder is due",
+            "a file, where a model folder is expected",
         ),
         ({"a": "one.png", "b": "two.jpg", "model": "https://example.org/model"}, "is a URL"),
         ({"a": "one.png", "b": "two.jpg", "faar": "1"}, "did you mean 'far'"),

@@ -32,7 +32,7 @@ from facerec.data.pictures import PictureError
 from facerec.data.store import open_store
 from facerec.model.network import build_network
 from facerec.model_folder import FILES, write_model
-from facerec.registry import log_model, register
+from facerec.registry import log_model, package_files, register
 from facerec.settings import InputError, as_params
 from tests.conftest import PROJECT
 from tests.models import (
@@ -93,7 +93,7 @@ def test_a_logged_model_answers_like_the_folder(
         ({"image": [paths[0], "nowhere.png"]}, "image, nowhere.png: no such file"),
         ({"image": [far]}, "no such file"),
         ({"image_a": paths, "image_b": [paths[0], b"text"]}, "image_b, picture 2: not a picture"),
-        ({"picture": paths}, "a column image is due"),
+        ({"picture": paths}, "a column image is expected"),
     ):
         with pytest.raises(MlflowException, match=told) as caught:
             model.predict(pd.DataFrame(bad))
@@ -159,14 +159,18 @@ def test_what_is_logged_beside_the_weights(tmp_path: Path, monkeypatch: pytest.M
     command = ["git", "ls-files", "facerec"]
     listed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     own = {name for name in listed.stdout.split() if not name.startswith("facerec/weights/")}
-    package = shutil.copytree(PROJECT / "facerec", tmp_path / "facerec")
+    package = tmp_path / "facerec"
+    for name in own:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PROJECT / name, tmp_path / name)
+    assert files_of(package) == own  # by the rule for a package that git does not know
+    for command in (["git", "init", "-q"], ["git", "add", "facerec"]):
+        subprocess.run(command, cwd=tmp_path, check=True)
     make_model(tmp_path / "model")
     for folder in (package, package / "data", package / "mlruns/0/code/facerec", package / "venv"):
-        for name in (*STRANGERS, "module.py"):
+        for name in (*STRANGERS, "module.py", "local_settings.py"):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text("secret")
-    for module in (package / "module.py", package / "data" / "module.py"):
-        module.unlink()  # where it is one of the package's
     (package / "linked.py").symlink_to(tmp_path / "facerec" / "venv" / "module.py")
     (package / "page.css").unlink()
     (package / "page.css").symlink_to(package / "secrets.json")
@@ -184,6 +188,25 @@ def test_what_is_logged_beside_the_weights(tmp_path: Path, monkeypatch: pytest.M
     wanted = (folder / "requirements.txt").read_text().split()
     assert "mlflow<4,>=3.17" in wanted and f"numpy=={np.__version__}" in wanted
     assert not [w for w in wanted if w.startswith(("facerec", "plotly", "optuna", "scikit"))]
+
+
+def files_of(package: Path) -> set[str]:
+    """What is logged of a package's folder, from the folder above it."""
+    return {p.relative_to(package.parent).as_posix() for p in package_files(package)}
+
+
+def test_of_an_installed_package_what_was_installed_is_logged(tmp_path, monkeypatch) -> None:
+    package, info = tmp_path / "facerec", tmp_path / "facerec-0.1.0.dist-info"
+    names = {"__init__.py", "page.css", "local_settings.py", "weights/w.py", "__pycache__/a.pyc"}
+    for name in names:
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).touch()
+    info.mkdir()
+    (info / "METADATA").write_text("Name: facerec\nVersion: 0.1.0\n")
+    listed = [f"facerec/{name},," for name in names - {"local_settings.py"}]
+    (info / "RECORD").write_text("\n".join(listed))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert files_of(package) == {"facerec/__init__.py", "facerec/page.css"}
 
 
 def environment(folder: Path, requirements: Path) -> Path:
@@ -481,7 +504,7 @@ def test_served_to_people_who_mean_harm(served: tuple[str, Path]) -> None:
         assert status == 400, (str(body)[:200], status, answer)
         assert "Traceback" not in answer and 'File "' not in answer, answer
     status, answer = ask(url, f"image\n{secret}\n".encode(), "text/csv")
-    assert status == 400 and "no base64" in answer
+    assert status == 400 and "not valid base64" in answer
     odd = [{"image": text(data)} for data in odd_pictures().values()]
     assert ask(url, rows({"image": good}, *odd))[0] == 200
 

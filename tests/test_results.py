@@ -21,7 +21,7 @@ def test_the_map_shows_people_only_where_asked(tmp_path, faces):
     embeddings = np.random.default_rng(0).normal(size=(len(trainer.val_indices), 8))
     page = draw_map(trainer, tmp_path, embeddings, faces).read_text(encoding="utf-8")
     assert ("Jane Doe" in page) == faces and (HOLDS_FACES in page) == faces
-    assert ("Without pictures and names" in page) != faces
+    assert ("Without faces and names" in page) != faces
 
 
 def test_provenance_tells_no_folder_of_the_user():

@@ -13,7 +13,16 @@ from pydantic import Field
 from facerec.cli import ENTRIES, Commands, facerec, load, project_text
 from facerec.model.network import check_sizes
 from facerec.objective import check_objective
-from facerec.settings import InputError, Settings, SettingsCommand, as_params, canonical, resolve
+from facerec.settings import (
+    LONGEST,
+    InputError,
+    Settings,
+    SettingsCommand,
+    as_params,
+    brief,
+    canonical,
+    resolve,
+)
 from tests.conftest import PROJECT
 
 
@@ -29,6 +38,15 @@ class Whole(Part):
     name: str | None = Field(None, description="A name.")
     flag: bool = Field(True, description="A flag.")
     margin: float | None = Field(None, description="A margin.")
+
+
+@pytest.mark.parametrize("kind", [str, ValueError])
+def test_a_message_repeats_the_beginning_of_a_value_or_an_error_on_one_line(kind):
+    text = brief(kind("first\n second \x1b[31m" + "x" * 1000))
+    assert (
+        text.startswith("first second \\x1b[31mx") and text.endswith("x…") and len(text) == LONGEST
+    )
+    assert brief(KeyError()) == "KeyError"
 
 
 def test_precedence_and_text_values(tmp_path):

@@ -19,7 +19,7 @@ from facerec import console
 from facerec.model_source import ModelText
 from facerec.paths import PathText, WrittenPath, as_given
 from facerec.privacy import PrivacySettings, may_keep_faces
-from facerec.settings import InputError, expanded, shown
+from facerec.settings import InputError, brief, expanded, shown
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that `json` is a deprecated method of pydantic's too
@@ -202,7 +202,7 @@ def keep_answer(run_id: str, answer: dict[str, Any]) -> None:
     try:
         patiently(lambda: MlflowClient().log_dict(run_id, answer, "answer.json"))
     except (MlflowException, OSError) as error:
-        reason = reason_of(error)[:200]
+        reason = brief(reason_of(error))
         print(f"facerec: answer.json is not in run {run_id}: {reason}", file=sys.stderr)
 
 

@@ -47,7 +47,7 @@ from facerec.resume import (
     same_threads,
     settings_of_checkpoint,
 )
-from facerec.settings import InputError, as_params, one_line, resolve
+from facerec.settings import InputError, as_params, brief, resolve
 from facerec.teacher import check_teacher, teacher_rows
 from facerec.tracking import Run, TrackingSettings, joined_run, reach_tracking, say, track
 from facerec.trainer import Trainer, TrainingFailed
@@ -275,7 +275,7 @@ def start_from(network: nn.Module, source: str) -> Provenance:
     try:
         network.load_state_dict(model.network.state_dict())
     except RuntimeError as error:
-        reason = one_line(error)[:200]
+        reason = brief(error)
         raise InputError(
             f"init={source} is another network than the settings describe: {reason}"
         ) from None
@@ -301,7 +301,7 @@ def check(settings: TrainSettings) -> None:
     try:
         resolve_backend(settings.scan_backend, device)
     except (ValueError, ImportError) as error:
-        raise InputError(f"scan_backend={settings.scan_backend}: {one_line(error)}") from error
+        raise InputError(f"scan_backend={settings.scan_backend}: {brief(error)}") from error
     check_names(settings)
     check_align(settings)
     check_objective(settings)
@@ -314,7 +314,7 @@ def check(settings: TrainSettings) -> None:
             pass
     except OSError as error:
         raise InputError(
-            f"output={settings.output}: {output.resolve()} cannot be written ({one_line(error)}); "
+            f"output={settings.output}: {output.resolve()} cannot be written ({brief(error)}); "
             "choose another folder"
         ) from error
 
