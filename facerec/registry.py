@@ -271,13 +271,12 @@ def package_files(folder: Path) -> list[Path]:
 def _installed(folder: Path) -> list[Path]:
     """Files of an installation in `folder`; an editable one has none."""
     try:
-        package = importlib.metadata.distribution("facerec")
+        listed = importlib.metadata.files("facerec") or []
     except importlib.metadata.PackageNotFoundError:
         return []
-    listed = (
-        package.files if package.read_text("RECORD") else None
-    )  # SOURCES.txt may be out of date
-    paths = [Path(package.locate_file(file)) for file in listed or ()]
+    if not any(file.name == "RECORD" for file in listed):  # SOURCES.txt, which may be out of date
+        return []
+    paths = [Path(file.locate()) for file in listed]
     return [path for path in paths if path.is_relative_to(folder)]
 
 

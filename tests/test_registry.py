@@ -204,6 +204,7 @@ def test_of_an_installed_package_what_was_installed_is_logged(tmp_path, monkeypa
     info.mkdir()
     (info / "METADATA").write_text("Name: facerec\nVersion: 0.1.0\n")
     listed = [f"facerec/{name},," for name in names - {"local_settings.py"}]
+    listed.append("facerec-0.1.0.dist-info/RECORD,,")
     (info / "RECORD").write_text("\n".join(listed))
     monkeypatch.syspath_prepend(tmp_path)
     assert files_of(package) == {"facerec/__init__.py", "facerec/page.css"}
