@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from facerec.checkpoint import Checkpoints
-from facerec.commands.train import TrainSettings, keeper
+from facerec.config.recipe import resolve
 from facerec.data.store import Store
+from facerec.losses.objective import Objective
 from facerec.model.network import build_network, parameter_count
-from facerec.objective import Objective
-from facerec.settings import resolve
-from facerec.trainer import Trainer
+from facerec.training.checkpoint import Checkpoints
+from facerec.training.run import keeper
+from facerec.training.settings import TrainSettings
+from facerec.training.trainer import Trainer
 
 
 def main() -> None:

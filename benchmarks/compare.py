@@ -21,20 +21,23 @@ from pathlib import Path
 from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 
-from facerec.checkpoint import Checkpoints
-from facerec.columns import model_column
-from facerec.commands.evaluate import EvaluateSettings, measure
-from facerec.commands.train import TrainSettings
-from facerec.commands.visualize import model_store
-from facerec.compute import resolve_device, resolve_precision
-from facerec.embedder import FaceEmbedder
-from facerec.intervals import Figure
-from facerec.leaks import Leak
-from facerec.protocols import identities, lfw_view1
-from facerec.resume import FREE
-from facerec.settings import as_params, defaults, resolve
-from facerec.tables import as_metrics
-from facerec.tracking import Run, absolute_tracking_uri, say
+from facerec.config.recipe import resolve
+from facerec.config.settings import as_params, defaults
+from facerec.evaluation.candidates import model_column
+from facerec.evaluation.confidence import Figure
+from facerec.evaluation.overlap import Leak
+from facerec.evaluation.protocols import identities, lfw_view1
+from facerec.inference.embedder import FaceEmbedder
+from facerec.report.evaluation import measure
+from facerec.report.explorer import model_store
+from facerec.report.settings import EvaluateSettings
+from facerec.report.tables import as_metrics
+from facerec.runtime.console import say
+from facerec.runtime.device import resolve_device, resolve_precision
+from facerec.tracking.run import Run, absolute_tracking_uri
+from facerec.training.checkpoint import Checkpoints
+from facerec.training.resume import FREE
+from facerec.training.settings import TrainSettings
 
 RECIPE = Path(__file__).parent.parent / "configs" / "lfw.yaml"
 CLASSES = {"miner": "none", "images_per_identity": "1"}

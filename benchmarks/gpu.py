@@ -43,7 +43,9 @@ import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from facerec.model import mamba_ssm_bridge, scan_grad_triton, scan_triton  # noqa: E402
+from facerec.model.kernels import mamba_ssm as mamba_ssm_bridge  # noqa: E402
+from facerec.model.kernels.triton import scan as scan_triton  # noqa: E402
+from facerec.model.kernels.triton import scan_grad as scan_grad_triton  # noqa: E402
 from facerec.model.mamba import Mamba  # noqa: E402
 from facerec.model.scan import causal_conv1d, selective_scan  # noqa: E402
 
@@ -374,7 +376,8 @@ def scan_rows(card: Card) -> Iterator[Row]:
 def networks() -> tuple[str, Tensor, dict[str, Callable[[], nn.Module]]]:
     """Shape, input and builders by back end."""
     stand_in_for_settings()
-    from facerec.model.network import NetworkSettings, build_network
+    from facerec.model.network import build_network
+    from facerec.model.settings import NetworkSettings
 
     def build(**changes: Any) -> nn.Module:
         return build_network(
@@ -398,10 +401,12 @@ def stand_in_for_settings() -> None:
         def __init__(self, **values: Any) -> None:
             vars(self).update(values)
 
-    pydantic, settings = (types.ModuleType(name) for name in ("pydantic", "facerec.settings"))
+    pydantic, settings = (
+        types.ModuleType(name) for name in ("pydantic", "facerec.config.settings")
+    )
     pydantic.Field = lambda default, **_: default
     settings.Settings, settings.InputError = Settings, ValueError
-    sys.modules |= {"pydantic": pydantic, "facerec.settings": settings}
+    sys.modules |= {"pydantic": pydantic, "facerec.config.settings": settings}
 
 
 def network_floors(

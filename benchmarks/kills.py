@@ -26,7 +26,7 @@ import torch
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from facerec.checkpoint import Checkpoints
+from facerec.training.checkpoint import Checkpoints
 
 SMALL = {
     "image_size": 32, "crop": 0.6, "patch_size": 8, "d_model": 32, "depth": 1, "stem_width": 8, "embedding_dim": 32,

@@ -15,11 +15,11 @@ from collections.abc import Callable
 import torch
 from scan import interleaved, machine
 
-from facerec.commands.train import TrainSettings
-from facerec.compute import autocast, keep_freed_memory, resolve_precision
+from facerec.config.recipe import resolve
 from facerec.model.network import build_network
-from facerec.optimization import parameter_groups
-from facerec.settings import resolve
+from facerec.runtime.device import autocast, keep_freed_memory, resolve_precision
+from facerec.training.optim import parameter_groups
+from facerec.training.settings import TrainSettings
 
 
 def main() -> None:

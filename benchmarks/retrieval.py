@@ -26,8 +26,8 @@ from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN
 
-from facerec.metrics import retrieval
-from facerec.pairs import all_pairs
+from facerec.evaluation.pair_counts import all_pairs
+from facerec.evaluation.retrieval import retrieval
 
 FIGURES = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
 DIMENSIONS = 128

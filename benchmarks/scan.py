@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from facerec.compute import keep_freed_memory
 from facerec.model.mamba import Mamba
 from facerec.model.scan import resolve_backend
+from facerec.runtime.device import keep_freed_memory
 
 D_MODEL = 192
 MIXER_SHAPES = ((64, 64), (16, 196), (1, 64))  # batch, tokens
@@ -199,7 +199,8 @@ def show_mixer(row: dict) -> None:
 
 def kernel_calls(mixer: Mamba, batch: int, length: int) -> Calls:
     """The four kernels on tensors laid out as the mixer's are, a chunk of pictures at a time."""
-    from facerec.model import launch_cpu, mamba_cpu
+    from facerec.model.kernels.cpu import launch as launch_cpu
+    from facerec.model.kernels.cpu import mamba as mamba_cpu
 
     channels, states = mixer.A_log.shape
     xz = torch.randn(batch, length, 2 * channels)
@@ -302,7 +303,8 @@ def memory_table() -> list[dict[str, object]]:
 
 def network_table(rounds: int) -> list[dict[str, object]]:
     """Pictures a second of 12 Mamba blocks and of a 7-layer ViT, width 192, patches of 8."""
-    from facerec.model.network import NetworkSettings, build_network, parameter_count
+    from facerec.model.network import build_network, parameter_count
+    from facerec.model.settings import NetworkSettings
 
     rows = []
     common = {"d_model": D_MODEL, "patch_size": 8, "stem_depth": 0}

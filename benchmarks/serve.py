@@ -36,8 +36,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from facerec.data.demo import SEED, render
-from facerec.data.demo_person import Person
+from facerec.data.demo.person import Person
+from facerec.data.demo.render import SEED, render
 
 START_SECONDS = 300
 SCAN = b"\xff\xda"  # the marker of a JPEG's scan

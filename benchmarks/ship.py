@@ -15,12 +15,12 @@ from types import SimpleNamespace
 
 from compare import measured
 
-from facerec.embedder import FaceEmbedder
-from facerec.intervals import Figure
-from facerec.leaks import Leak
-from facerec.measures import title
-from facerec.model_folder import CARD, read_model, write_model
-from facerec.model_source import SHIPPED, WEIGHTS
+from facerec.evaluation.confidence import Figure
+from facerec.evaluation.overlap import Leak
+from facerec.evaluation.scores import title
+from facerec.inference.embedder import FaceEmbedder
+from facerec.inference.model_io import CARD, read_model, write_model
+from facerec.inference.model_uri import SHIPPED, WEIGHTS
 
 MAX_BYTES = 16_000_000  # of all shipped models together
 

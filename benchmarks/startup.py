@@ -20,11 +20,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from facerec.data.store import DataSettings
-from facerec.model.network import NetworkSettings, build_network
-from facerec.model_folder import write_model
-from facerec.provenance import Provenance
-from facerec.verdict import Calibration
+from facerec.data.settings import DataSettings
+from facerec.inference.calibration import Calibration
+from facerec.inference.model_io import write_model
+from facerec.inference.provenance import Provenance
+from facerec.model.network import build_network
+from facerec.model.settings import NetworkSettings
 
 LIBRARIES = "import torch, numba"
 EMBEDDING = """

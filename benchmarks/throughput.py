@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from facerec.data.align import AlignSettings
-from facerec.data.store import DataSettings
-from facerec.embedder import FaceEmbedder
-from facerec.model.network import NetworkSettings, build_network, parameter_count
-from facerec.model_folder import LoadedModel, ModelConfig
-from facerec.settings import resolve
+from facerec.config.recipe import resolve
+from facerec.data.settings import AlignSettings, DataSettings
+from facerec.inference.embedder import FaceEmbedder
+from facerec.inference.model_io import LoadedModel, ModelConfig
+from facerec.model.network import build_network, parameter_count
+from facerec.model.settings import NetworkSettings
 
 WARM_UP = 3  # batches; the first one loads kernels
 

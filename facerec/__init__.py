@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from facerec.embedder import FaceEmbedder as FaceEmbedder
+    from facerec.inference.embedder import FaceEmbedder as FaceEmbedder
 
 __version__ = "0.1.0"
 __all__ = ["FaceEmbedder"]
@@ -14,7 +14,7 @@ __all__ = ["FaceEmbedder"]
 def __getattr__(name: str) -> Any:
     """FaceEmbedder on first use: `facerec --help` must not wait for torch."""
     if name == "FaceEmbedder":
-        from facerec.embedder import FaceEmbedder
+        from facerec.inference.embedder import FaceEmbedder
 
         return FaceEmbedder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,9 +11,14 @@ from typing import Any, NamedTuple
 
 import click
 
-from facerec.console import drain, prepare
-from facerec.paths import located
-from facerec.settings import InputError, Settings, SettingsCommand, as_utf8, mlproject, resolve
+from facerec.config.mlproject import mlproject
+from facerec.config.options import SettingsCommand
+from facerec.config.recipe import resolve
+from facerec.config.settings import Settings
+from facerec.errors import InputError
+from facerec.runtime.console import drain, prepare
+from facerec.runtime.paths import located
+from facerec.runtime.text import as_utf8
 
 
 class Entry(NamedTuple):
@@ -165,6 +170,6 @@ def mine_to_tell() -> bool:
     """Whether this process tells an error: of several that torchrun has started, one does."""
     if "WORLD_SIZE" not in os.environ:
         return True  # without torch, which takes seconds to import
-    from facerec.parallel import first_to_tell
+    from facerec.training.distributed import first_to_tell
 
     return first_to_tell()

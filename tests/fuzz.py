@@ -30,14 +30,15 @@ import numpy as np
 import safetensors.torch
 from PIL import Image
 
-from facerec.checkpoint import STATE, Checkpoints, state_tensor
 from facerec.cli import ENTRIES, load
-from facerec.data.pictures import MAX_PIXELS, decode, to_face
-from facerec.embedder import FaceEmbedder
-from facerec.model_folder import CALIBRATION, CONFIG, PROVENANCE, WEIGHTS
-from facerec.provenance import met
-from facerec.resume import settings_of_checkpoint
-from facerec.settings import InputError, resolve
+from facerec.config.recipe import resolve
+from facerec.data.decoding import MAX_PIXELS, decode, to_face
+from facerec.errors import InputError
+from facerec.inference.embedder import FaceEmbedder
+from facerec.inference.model_io import CALIBRATION, CONFIG, PROVENANCE, WEIGHTS
+from facerec.inference.provenance import met
+from facerec.training.checkpoint import STATE, Checkpoints, state_tensor
+from facerec.training.resume import settings_of_checkpoint
 from tests import random_folders
 from tests.conftest import PROJECT
 from tests.models import encoded, make_model, picture

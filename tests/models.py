@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from facerec.data.align import AlignSettings
+from facerec.data.settings import AlignSettings, DataSettings
 from facerec.data.splits import fold_name
-from facerec.data.store import DataSettings
-from facerec.model.network import NetworkSettings, build_network
-from facerec.model_folder import write_model
-from facerec.provenance import Provenance, Seen
-from facerec.verdict import Calibration, Curve, Threshold
+from facerec.inference.calibration import Calibration, Curve, Threshold
+from facerec.inference.model_io import write_model
+from facerec.inference.provenance import Provenance, Seen
+from facerec.model.network import build_network
+from facerec.model.settings import NetworkSettings
 
 CALIBRATION = Calibration(
     genuine=500,

@@ -12,12 +12,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from facerec.data.discovery import find_faces
 from facerec.data.layouts import PARTS
 from facerec.data.names import identity
-from facerec.data.sources import find_faces
 from facerec.data.walk import SYSTEM_FOLDERS
-from facerec.gallery import gallery_files
-from facerec.settings import InputError
+from facerec.errors import InputError
+from facerec.inference.gallery import gallery_files
 
 SCRIPTS = (
     *("abcXYZ", "éñüŨűßøÅ", "सीमासोरि", "たいきだがパ", "กิตติุู", "김연아", "عليّ", "王菲刘"),

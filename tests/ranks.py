@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from facerec import parallel
-from facerec.checkpoint import Checkpoints
-from facerec.interrupt import Stopped
-from facerec.settings import InputError
+from facerec.errors import InputError
+from facerec.runtime.signals import Stopped
+from facerec.training import distributed as parallel
+from facerec.training.checkpoint import Checkpoints
 from tests.test_trainer import Small, small, trainer
 
 PLAIN = {

@@ -18,8 +18,8 @@ from mlflow.tracking import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 
 from facerec.commands import sweep
-from facerec.settings import InputError
-from facerec.study_storage import open_storage
+from facerec.errors import InputError
+from facerec.sweep.optuna_factory import open_storage
 
 SPACE = """
 parameters:

@@ -10,8 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from facerec.checkpoint import Checkpoints, read, saved_at, write_bytes
-from facerec.settings import InputError
+from facerec.errors import InputError
+from facerec.training.checkpoint import Checkpoints, read, saved_at, write_bytes
 
 
 def saved(folder, *steps):
@@ -74,7 +74,7 @@ def test_a_refused_write_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_bytes(path, b"old")
     monkeypatch.setattr(
-        "facerec.data.files.os.fsync",
+        "facerec.runtime.files.os.fsync",
         lambda handle: os.write(os.open("/dev/full", os.O_WRONLY), b"x"),
     )
     with pytest.raises(InputError, match="No space left"):

@@ -8,7 +8,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from facerec import FaceEmbedder
-from facerec.model_folder import CARD
+from facerec.inference.model_io import CARD
 from tests.conftest import PROJECT
 from tests.test_train_command import TINY
 
@@ -38,7 +38,7 @@ def test_a_row_is_trained_once_and_its_model_can_be_shipped(
 
     weights = tmp_path / "weights"
     monkeypatch.setattr(ship, "WEIGHTS", weights)
-    monkeypatch.setattr("facerec.model_source.WEIGHTS", weights)
+    monkeypatch.setattr("facerec.inference.model_uri.WEIGHTS", weights)
     model = tmp_path / run.info.run_id / "model"
     ship.ship(model, "pretrained-lfw", "demo")
     one, other = (FaceEmbedder.load(source, "cpu") for source in (str(model), "pretrained-lfw"))

@@ -12,7 +12,7 @@ import pytest
 from facerec.cli import without_telemetry
 from tests.conftest import PROJECT
 
-PREPARED = "from facerec.console import answer, prepare; prepare(); import sys; "
+PREPARED = "from facerec.runtime.console import answer, prepare; prepare(); import sys; "
 NAMES = r"'Jos\xe9 D\u0169ng \u2212 \u2013 \u2026 \udce9 \U0001f600'"
 
 
@@ -34,7 +34,7 @@ def python(code: str, shell: str = "", **variables: str) -> subprocess.Completed
 )
 def test_a_character_that_the_console_lacks_is_shown_otherwise(variables, shown):
     code = f"{PREPARED} answer({NAMES}); print({NAMES}, file=sys.stderr)"
-    code += f"; from facerec.tracking import say; say({NAMES})"
+    code += f"; from facerec.tracking.run import say; say({NAMES})"
     code += f"; import warnings, logging; warnings.warn({NAMES}); logging.warning({NAMES})"
     done = python(code, **variables)
     assert done.returncode == 0 and shown in done.stdout, done.stderr
@@ -70,7 +70,7 @@ def test_mlflow_collects_no_usage_statistics_unless_asked_to(variables, disabled
 
 IMPORTED = "import sys, facerec.cli; print(*sys.modules)"
 CLOSED = (
-    "import os; from facerec.console import answer, prepare; prepare();"
+    "import os; from facerec.runtime.console import answer, prepare; prepare();"
     "handle = os.open('{file}', os.O_RDWR | os.O_CREAT); print('lost'); answer('lost');"
     "import sys; print('lost', file=sys.stderr); sys.exit(os.fstat(handle).st_size)"
 )
@@ -93,7 +93,7 @@ def test_a_training_does_not_die_of_a_stderr_that_nobody_reads():
 
 def test_an_answer_that_could_not_be_given_is_an_error():
     code = (
-        "import click; from facerec import cli, console;"
+        "import click; from facerec import cli; from facerec.runtime import console;"
         "cli.facerec.add_command(click.Command('ask', callback=lambda: console.answer('yes')));"
         "cli.main(['ask'])"
     )

@@ -18,9 +18,12 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from facerec import compute, optimization, pair_losses, trainer
-from facerec.data import batches
+from facerec.data import sampling as batches
+from facerec.losses import pairwise as pair_losses
 from facerec.model.network import build_network
+from facerec.runtime import device as compute
+from facerec.training import optim as optimization
+from facerec.training import trainer
 from tests.conftest import PROJECT
 from tests.test_objective import MINERS
 from tests.test_trainer import small

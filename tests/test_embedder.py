@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 
 from facerec import FaceEmbedder
-from facerec.data import pictures
+from facerec.data import decoding as pictures
+from facerec.errors import InputError
+from facerec.inference.model_uri import WEIGHTS
 from facerec.model.network import activation_bytes, build_network
-from facerec.model_source import WEIGHTS
-from facerec.settings import InputError
 from tests.models import encoded, hostile_pictures, make_model, picture, recipe
 
 
@@ -130,7 +130,7 @@ def test_many_faces_are_embedded_as_many_at_a_time_as_memory_holds(
 ) -> None:
     faces = np.stack([picture(seed, 16) for seed in range(5)])
     expected = FaceEmbedder.load(folder, "cpu").embed_faces(faces, flip=True)
-    monkeypatch.setattr("facerec.embedder.MEMORY", 2 * activation_bytes(recipe(), 16))
+    monkeypatch.setattr("facerec.inference.embedder.MEMORY", 2 * activation_bytes(recipe(), 16))
     few, sizes = FaceEmbedder.load(folder, "cpu"), []
     few.network.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     assert np.allclose(few.embed_faces(faces, flip=True), expected, atol=1e-6)
@@ -284,7 +284,7 @@ def test_a_shipped_model_works_and_says_whom_it_has_met(name: str, teacher: bool
 
 
 def test_shipped_models_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("facerec.model_source.WEIGHTS", tmp_path)
+    monkeypatch.setattr("facerec.inference.model_uri.WEIGHTS", tmp_path)
     network = make_model(tmp_path / "pretrained")
     found = FaceEmbedder.load("pretrained", "cpu").network
     assert torch.equal(found.head.weight, network.head.weight)

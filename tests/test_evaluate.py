@@ -10,16 +10,17 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from facerec import columns
-from facerec.columns import model_column
 from facerec.commands import evaluate
-from facerec.commands.visualize import model_store
-from facerec.embedder import FaceEmbedder
-from facerec.intervals import Figure
-from facerec.metrics import retrieval
-from facerec.protocols import identities
-from facerec.settings import InputError
-from facerec.tables import as_metrics, brief, in_words, metric_name
+from facerec.errors import InputError
+from facerec.evaluation import candidates as columns
+from facerec.evaluation.candidates import model_column
+from facerec.evaluation.confidence import Figure
+from facerec.evaluation.protocols import identities
+from facerec.evaluation.retrieval import retrieval
+from facerec.inference.embedder import FaceEmbedder
+from facerec.report import evaluation
+from facerec.report.explorer import model_store
+from facerec.report.tables import as_metrics, brief, in_words, metric_name
 from tests.models import make_model, picture, seen
 from tests.test_plots import Reader
 
@@ -97,7 +98,7 @@ def test_a_console_that_is_gone_costs_no_result(tmp_path, people, monkeypatch):
     def gone(text: str) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr(evaluate, "answer", gone)
+    monkeypatch.setattr(evaluation, "answer", gone)
     make_model(tmp_path / "one", image_size=32)
     with pytest.raises(BrokenPipeError):
         evaluate.run(settings(tmp_path, people, references=False))
@@ -111,7 +112,7 @@ def test_a_result_that_mlflow_does_not_take_is_shown_all_the_same(
     def refuse(*arguments: object) -> None:
         raise InputError("refused")
 
-    monkeypatch.setattr(evaluate, "log", refuse)
+    monkeypatch.setattr(evaluation, "log", refuse)
     make_model(tmp_path / "one", image_size=32)
     with pytest.raises(InputError, match="refused"):
         evaluate.run(settings(tmp_path, people, references=False))
@@ -123,7 +124,7 @@ def test_two_models_have_two_names_in_mlflow_and_none_is_too_long(tmp_path):
     for folder in folders:
         make_model(tmp_path / folder, image_size=32)
     models = ",".join(str(tmp_path / folder) for folder in folders)
-    found = evaluate.load(evaluate.EvaluateSettings(model=models))
+    found = evaluation.load(evaluate.EvaluateSettings(model=models))
     names = [metric_name(name) for name in found]
     assert names == ["a_b", "a_b_2", "x" * 100, "a"]
     assert metric_name("..") == "model"
@@ -256,4 +257,4 @@ def test_figures_as_text():
     ],
 )
 def test_short_names(source, name):
-    assert evaluate.short_name(source) == name
+    assert evaluation.short_name(source) == name

@@ -15,11 +15,13 @@ from mlflow.tracking import MlflowClient
 from facerec.commands import finetune, sweep, train
 from facerec.commands.register import RegisterSettings
 from facerec.commands.register import run as run_register
-from facerec.outbox import Refused
-from facerec.registry import register
-from facerec.settings import InputError, resolve
-from facerec.store_errors import trouble
-from facerec.tracking import Run, TrackingSettings, reach_tracking, track
+from facerec.config.recipe import resolve
+from facerec.errors import InputError
+from facerec.runtime.mlflow_errors import trouble
+from facerec.tracking.outbox import Refused
+from facerec.tracking.registry import register
+from facerec.tracking.run import Run, reach_tracking, track
+from facerec.tracking.settings import TrackingSettings
 from tests.sweeping import given
 
 NAME, ID = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
@@ -116,7 +118,7 @@ def test_a_name_that_the_registry_refuses_is_told_before_any_work(tmp_path, monk
     ],
 )  # fmt: skip
 def test_a_sweep_checks_its_names_first(tmp_path, options, said):
-    options = {**given(tmp_path, tmp_path / "nobody"), **options}
+    options = {**given(tmp_path, tmp_path), **options}
     with pytest.raises(InputError) as caught:
         sweep.run(sweep.settings_of(options, None))
     assert said in str(caught.value)

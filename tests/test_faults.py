@@ -22,13 +22,13 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from facerec import trainer as trainer_module
-from facerec.checkpoint import Checkpoints
-from facerec.data.batches import augment
+from facerec.data.augmentation import augment
 from facerec.data.store import PIXELS
-from facerec.memory import memory_told
-from facerec.settings import InputError
-from facerec.trainer import TrainingFailed
+from facerec.errors import InputError
+from facerec.training import trainer as trainer_module
+from facerec.training.checkpoint import Checkpoints
+from facerec.training.memory import memory_told
+from facerec.training.trainer import TrainingFailed
 from tests.conftest import PROJECT
 from tests.data.picture_files import people
 from tests.proxy import proxy
@@ -106,7 +106,7 @@ def ready(client: MlflowClient, model_id: str) -> bool:
 
 WAITING = """
 import pathlib, sys, time
-from facerec.trainer import Trainer
+from facerec.training.trainer import Trainer
 whole = Trainer.validate
 def validate(self):
     if len(self.history) == 6:
@@ -142,7 +142,7 @@ def test_training_goes_on_while_its_server_is_away(tmp_path, port):  # noqa: F81
 
 
 HASTY = """
-from facerec import tracking
+from facerec.tracking import run as tracking
 tracking.SILENT_SECONDS = 1  # less than the requests take together, more than one of them
 """
 
@@ -207,7 +207,7 @@ def test_a_registry_that_is_away_at_the_end_costs_no_inherited_provenance(tmp_pa
 
 LITTLE_MEMORY = """
 import psutil, resource
-from facerec.trainer import Trainer
+from facerec.training.trainer import Trainer
 whole = Trainer.train_step
 def train_step(self, positions):
     limit = psutil.Process().memory_info().vms + 2**24
@@ -276,7 +276,7 @@ def test_nan_in_a_batch_stops_before_the_weights_and_the_run_can_go_on(tmp_path,
 
 
 NAN = """
-import facerec.trainer as trainer
+import facerec.training.trainer as trainer
 whole = trainer.augment
 def augment(pictures, settings, generator):
     pictures = whole(pictures, settings, generator)
@@ -299,7 +299,7 @@ def test_nan_in_a_batch_of_a_real_run(tmp_path, own_tracking):
 
 SLOW = """
 import sys, time
-from facerec.trainer import Trainer
+from facerec.training.trainer import Trainer
 whole = Trainer.train_step
 def train_step(self, positions):
     if self.step == 3:
@@ -338,7 +338,7 @@ mlflow.start_run = start_run
 """
 OPENED = """
 import sys, time
-import facerec.commands.train as train
+import facerec.training.run as train
 def make_trainer(*args, **kwargs):
     print("made", file=sys.stderr, flush=True)
     time.sleep(60)

@@ -9,7 +9,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from facerec.commands.finetune import settings_of
-from facerec.settings import InputError
+from facerec.errors import InputError
 from tests.conftest import PROJECT
 from tests.test_train_command import TINY, environment, flags, mlflow_run
 

@@ -65,8 +65,14 @@ def command(output: Path, *more: str, fault: str = "") -> str:
     ("module", "holder", "name", "nth", "sentence"),
     [
         ("facerec.data.store", "", "_decoded", 1, "The disk of the cache folder .* is full"),
-        ("facerec.checkpoint", ".Checkpoints", "save", 2, "cannot be written: .*No space left"),
-        ("facerec.results", "", "draw_curves", 1, "cannot be written: .*No space left"),
+        (
+            "facerec.training.checkpoint",
+            ".Checkpoints",
+            "save",
+            2,
+            "cannot be written: .*No space left",
+        ),
+        ("facerec.training.export", "", "draw_curves", 1, "cannot be written: .*No space left"),
     ],
     ids=["store", "checkpoint", "page"],
 )

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from facerec import outbox
 from facerec.cli import ENTRIES, load
-from facerec.data.pictures import PictureError, decode
-from facerec.settings import InputError, resolve, validate
+from facerec.config.recipe import resolve, validate
+from facerec.data.decoding import PictureError, decode
+from facerec.errors import InputError
+from facerec.tracking import outbox
 from tests.fuzz import Fuzz
 
 QUICK = settings(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from facerec.identification import identification
+from facerec.evaluation.identification import identification
 
 
 def on_circle(*degrees: float) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_chunks_change_nothing(monkeypatch):
     data = random.normal(size=(90, 8)), random.integers(0, 30, 90)
     known = random.normal(size=(70, 8)), random.integers(0, 25, 70)
     whole = identification(*data, *known)
-    monkeypatch.setattr("facerec.identification.CHUNK_BYTES", 4 * 70 * 7)
+    monkeypatch.setattr("facerec.evaluation.identification.CHUNK_BYTES", 4 * 70 * 7)
     parts = identification(*data, *known)
     assert np.array_equal(whole.rank, parts.rank) and np.array_equal(whole.nearest, parts.nearest)
 

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from facerec import interrupt
-from facerec.interrupt import Stopped, StoppedAtOnce, stop_softly
+from facerec.runtime import signals as interrupt
+from facerec.runtime.signals import Stopped, StoppedAtOnce, stop_softly
 
 
 def test_first_second_and_later_signals(monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from facerec.intervals import (
+from facerec.evaluation.confidence import (
     Figure,
     bootstrap,
     curve_figures,
@@ -13,8 +13,8 @@ from facerec.intervals import (
     paired_difference,
     wilson,
 )
-from facerec.pairs import identity_pairs
-from facerec.verification import verification
+from facerec.evaluation.pair_counts import identity_pairs
+from facerec.evaluation.verification import verification
 from tests.test_verification import flat_pairs, people
 
 

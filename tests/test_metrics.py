@@ -5,8 +5,8 @@ import pytest
 import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-from facerec import metrics
-from facerec.metrics import retrieval, top, unit, validation_figures
+from facerec.evaluation import retrieval as metrics
+from facerec.evaluation.retrieval import retrieval, top, unit, validation_figures
 
 NAMES = {
     "recall_at_1": "precision_at_1",

@@ -20,12 +20,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from facerec.model_folder import read_config, read_model, to_json
-from facerec.provenance import DataSet, Provenance, Seen, check_hashes, met, model_card, provenance
-from facerec.settings import InputError
-from facerec.untrusted import MAX_TEXT, read_up_to
-from facerec.verdict import Curve
-from facerec.weights_file import read_network
+from facerec.errors import InputError
+from facerec.inference.calibration import Curve
+from facerec.inference.model_io import read_config, read_model, to_json
+from facerec.inference.provenance import (
+    DataSet,
+    Provenance,
+    Seen,
+    check_hashes,
+    met,
+    model_card,
+    provenance,
+)
+from facerec.inference.weights_file import read_network
+from facerec.runtime.untrusted import MAX_TEXT, read_up_to
 from tests.models import CALIBRATION, make_model, recipe, seen
 
 
@@ -383,7 +391,7 @@ def test_a_model_of_before_and_what_is_trained_from_it_know_people_by_folded_nam
 
 def test_more_hashes_than_a_folder_may_hold_are_refused_before_a_training(monkeypatch) -> None:
     check_hashes(store(), seen("Ann"))
-    monkeypatch.setattr("facerec.provenance.MAX_HASHES", 2 * 4 + 6)
+    monkeypatch.setattr("facerec.inference.provenance.MAX_HASHES", 2 * 4 + 6)
     check_hashes(store(), None)
     with pytest.raises(InputError, match=r"at most 14 .* these are 15: take fewer people"):
         check_hashes(store(), seen("Ann"))
@@ -406,7 +414,7 @@ def test_weights_are_held_once_when_they_have_been_read(tmp_path: Path, monkeypa
     read_network(tmp_path, config)  # what is imported at the first call counts for nothing
     peaks = []
     monkeypatch.setattr(
-        "facerec.weights_file.check_sum",
+        "facerec.inference.weights_file.check_sum",
         lambda *args: peaks.append(tracemalloc.get_traced_memory()[1]),
     )
     tracemalloc.start()

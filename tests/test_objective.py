@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.utils import loss_and_miner_utils
 
-from facerec.margins import MarginSoftmax
-from facerec.objective import Objective, ObjectiveSettings, check_objective, spread
-from facerec.settings import InputError
+from facerec.errors import InputError
+from facerec.losses.margin_softmax import MarginSoftmax
+from facerec.losses.objective import Objective, check_objective, spread
+from facerec.losses.settings import ObjectiveSettings
 
 LOSSES = ["triplet", "arcface", "cosface", "subcenter_arcface", "multi_similarity", "supcon"]
 MINERS = ["all", "semihard", "hard", "batch_hard", "multi_similarity", "none"]

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from facerec import outbox
-from facerec.outbox import MOST, REFUSED, Outbox, Refused, read
+from facerec.tracking import outbox
+from facerec.tracking.outbox import MOST, REFUSED, Outbox, Refused, read
 
 
 class Server:

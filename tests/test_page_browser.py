@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from facerec import plots
+from facerec.report import pages as plots
 from tests.test_plots import EVIL, HISTORY, curve, faces
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -16,8 +16,8 @@ import torch
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from facerec.resume import find
-from facerec.settings import InputError
+from facerec.errors import InputError
+from facerec.training.resume import find
 from tests.conftest import PROJECT
 from tests.ranks import LOSSES, one_step
 from tests.test_resume_command import histories, weights

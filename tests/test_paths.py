@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import pytest
 from mlflow import MlflowClient
 
-from facerec import paths, tracking
 from facerec.cli import ENTRIES, load
-from facerec.model_source import SHIPPED
-from facerec.settings import InputError, resolve
+from facerec.config.recipe import resolve
+from facerec.errors import InputError
+from facerec.inference.model_uri import SHIPPED
+from facerec.runtime import paths
+from facerec.tracking import run as tracking
 from tests.conftest import PROJECT
 from tests.models import encoded, make_model, picture
 from tests.test_train_command import environment
@@ -98,8 +100,8 @@ def test_what_others_read_holds_paths_as_they_were_given(folders: tuple[Path, Pa
 
 
 def test_names_that_look_like_urls_are_files_where_there_are_such(tmp_path: Path, monkeypatch):
-    from facerec.data.inputs import pixels
-    from facerec.data.pictures import PictureError
+    from facerec.data.decoding import PictureError
+    from facerec.inference.inputs import pixels
 
     monkeypatch.chdir(tmp_path)
     for name in ("c:d.png", "data:1.png", "runs:x.png"):

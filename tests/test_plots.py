@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from facerec import explore, page, plots
-from facerec.settings import InputError
+from facerec.errors import InputError
+from facerec.report import html as page
+from facerec.report import pages as plots
+from facerec.report import projections as explore
 
 EVIL = "Eve </script><script>alert(1)</script> <b>\"'&amp; <!-- \u2028 é"
 HISTORY = [
@@ -400,7 +402,7 @@ def test_write_html_keeps_the_old_page_when_writing_fails(tmp_path, monkeypatch)
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("facerec.data.files.os.replace", fail)
+    monkeypatch.setattr("facerec.runtime.files.os.replace", fail)
     with pytest.raises(InputError, match="cannot be written: disk full"):
         plots.write_html("new", path)
     assert path.read_text() == "old"
@@ -419,7 +421,7 @@ def test_sprites_lie_where_the_layout_says():
 
 def test_page_of_two_thousand_faces_is_under_twelve_megabytes(monkeypatch):
     # Noise is what a picture codec compresses worst; the projections are not what is measured.
-    monkeypatch.setattr("facerec.sections.tsne", lambda rows, d, seed: rows[:, :d])
+    monkeypatch.setattr("facerec.report.sections.tsne", lambda rows, d, seed: rows[:, :d])
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2000, 12, 12, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
     labels = np.repeat(np.arange(500), 4)

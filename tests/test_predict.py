@@ -13,8 +13,9 @@ from mlflow.tracking import MlflowClient
 
 from facerec.cli import main
 from facerec.commands import predict
-from facerec.provenance import DataSet
-from facerec.settings import InputError, resolve
+from facerec.config.recipe import resolve
+from facerec.errors import InputError
+from facerec.inference.provenance import DataSet
 from tests.models import encoded, hostile_pictures, make_model, odd_pictures, picture, seen
 
 

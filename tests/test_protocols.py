@@ -10,12 +10,12 @@ import pytest
 
 from facerec.data.names import fold_name, identity
 from facerec.data.store import Store
-from facerec.intervals import wilson
-from facerec.leaks import leak, split_leak
-from facerec.measures import Measured, differences, title
-from facerec.metrics import retrieval, unit
-from facerec.pairs import all_pairs
-from facerec.protocols import (
+from facerec.errors import InputError
+from facerec.evaluation.baselines import FISHER, RAW, WHITENED, fit_references
+from facerec.evaluation.confidence import wilson
+from facerec.evaluation.overlap import leak, split_leak
+from facerec.evaluation.pair_counts import all_pairs
+from facerec.evaluation.protocols import (
     Identities,
     Pairs,
     Pictures,
@@ -25,10 +25,10 @@ from facerec.protocols import (
     pair_list,
     search,
 )
-from facerec.provenance import DataSet, Provenance, Seen
-from facerec.references import FISHER, RAW, WHITENED, fit_references
-from facerec.settings import InputError
-from facerec.verification import ten_fold
+from facerec.evaluation.retrieval import retrieval, unit
+from facerec.evaluation.scores import Measured, differences, title
+from facerec.evaluation.verification import ten_fold
+from facerec.inference.provenance import DataSet, Provenance, Seen
 from tests.models import encoded, picture, seen
 from tests.test_verification import people
 
@@ -317,7 +317,7 @@ def test_reference_lines_know_people():
 
 
 def test_lfw_view1_lists_as_published(lfw, tmp_path):
-    from facerec.data.sources import find_faces
+    from facerec.data.discovery import find_faces
     from facerec.data.splits import split_by_identity
 
     faces = find_faces(str(lfw), tmp_path)

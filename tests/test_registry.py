@@ -28,12 +28,13 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from facerec import FaceEmbedder
-from facerec.data.pictures import PictureError
+from facerec.config.settings import as_params
+from facerec.data.decoding import PictureError
 from facerec.data.store import open_store
+from facerec.errors import InputError
+from facerec.inference.model_io import FILES, write_model
 from facerec.model.network import build_network
-from facerec.model_folder import FILES, write_model
-from facerec.registry import log_model, package_files, register
-from facerec.settings import InputError, as_params
+from facerec.tracking.registry import log_model, package_files, register
 from tests.conftest import PROJECT
 from tests.models import (
     CALIBRATION,
@@ -175,7 +176,7 @@ def test_what_is_logged_beside_the_weights(tmp_path: Path, monkeypatch: pytest.M
     (package / "page.css").unlink()
     (package / "page.css").symlink_to(package / "secrets.json")
     (tmp_path / "model" / "secrets.json").write_text("secret")
-    monkeypatch.setattr("facerec.registry.facerec.__file__", str(package / "__init__.py"))
+    monkeypatch.setattr("facerec.tracking.registry.facerec.__file__", str(package / "__init__.py"))
     uri = f"runs:/{logged(tmp_path / 'model')}/model"
     folder = Path(mlflow.artifacts.download_artifacts(uri))
     names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from facerec.plots import HOLDS_FACES
-from facerec.provenance import provenance
-from facerec.results import draw_map
+from facerec.inference.provenance import provenance
+from facerec.report.pages import HOLDS_FACES
+from facerec.training.export import draw_map
 from tests.test_trainer import colored_squares
 
 

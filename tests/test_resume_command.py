@@ -15,11 +15,14 @@ from mlflow.entities import ViewType
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
-from facerec.checkpoint import Checkpoint, Checkpoints
 from facerec.cli import ENTRIES, load
-from facerec.commands.train import TrainSettings, lead
-from facerec.resume import Resumed, alone, find, same_threads, settings_of_checkpoint
-from facerec.settings import InputError, as_params, resolve
+from facerec.config.recipe import resolve
+from facerec.config.settings import as_params
+from facerec.errors import InputError
+from facerec.training.checkpoint import Checkpoint, Checkpoints
+from facerec.training.resume import Resumed, alone, find, same_threads, settings_of_checkpoint
+from facerec.training.run import lead
+from facerec.training.settings import TrainSettings
 from tests.conftest import PROJECT
 from tests.models import make_model
 from tests.test_train_command import TINY, environment, flags, mlflow_run
@@ -136,7 +139,7 @@ def test_who_is_refused_a_run_leaves_it_as_it_is(tmp_path, own_tracking, monkeyp
 
 
 def test_where_there_are_no_locks_a_run_is_trained_and_it_is_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("facerec.data.files.fcntl", None)
+    monkeypatch.setattr("facerec.runtime.files.fcntl", None)
     with alone(tmp_path / "run"), alone(tmp_path / "run"):
         assert "make sure that no other process trains run run" in capsys.readouterr().err
     (tmp_path / "file").touch()
@@ -163,7 +166,9 @@ def test_threads_of_a_run_are_kept_or_it_is_said_why_not(capsys, begun, used, sa
 
 def test_last_is_by_what_checkpoints_say_and_not_by_when_they_were_copied(tmp_path, monkeypatch):
     for number, seconds in ((1, 300.0), (2, 200.0), (3, 100.0)):
-        monkeypatch.setattr("facerec.checkpoint.time.time", lambda seconds=seconds: seconds)
+        monkeypatch.setattr(
+            "facerec.training.checkpoint.time.time", lambda seconds=seconds: seconds
+        )
         run = Checkpoints(tmp_path / (str(number) * 32) / "checkpoints")
         path = run.save(number, {"w": torch.zeros(1)}, {})
         os.utime(path, (number * 1e6, number * 1e6))

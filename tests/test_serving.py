@@ -17,13 +17,13 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from facerec import FaceEmbedder
-from facerec.bounded import BoundedEmbedder, Lane, _Request, turns
-from facerec.data.pictures import PictureError, measure
-from facerec.decoding import Cut, Decoder, NoDecoder, TooSlow
-from facerec.server import Guard, listen
-from facerec.serving import FaceModel
-from facerec.serving_limits import Deadline, Limits
-from facerec.settings import InputError
+from facerec.data.decoding import PictureError, measure
+from facerec.errors import InputError
+from facerec.serving.bounded import BoundedEmbedder, Lane, _Request, turns
+from facerec.serving.decoder import Cut, Decoder, NoDecoder, TooSlow
+from facerec.serving.limits import Deadline, Limits
+from facerec.serving.pyfunc import FaceModel
+from facerec.serving.server import Guard, listen
 from tests.models import encoded, make_model, many_scans, picture, png_of_size
 
 CUT = Cut(16, 1.0, "none", "largest", None)
@@ -138,7 +138,7 @@ def test_a_decoder_that_cannot_start_is_not_the_image(
 ) -> None:
     bounded = BoundedEmbedder(embedder, Limits())
     bounded.check()
-    monkeypatch.setattr("facerec.decoding.CHILD", "raise SystemExit")
+    monkeypatch.setattr("facerec.serving.decoder.CHILD", "raise SystemExit")
     with pytest.raises(NoDecoder):
         Decoder().measure([encoded(picture(1))], FOREVER)
     with pytest.raises(InputError, match="images cannot be decoded here"):

@@ -11,18 +11,13 @@ from click.testing import CliRunner
 from pydantic import Field
 
 from facerec.cli import ENTRIES, Commands, facerec, load, project_text
+from facerec.config.options import SettingsCommand
+from facerec.config.recipe import resolve
+from facerec.config.settings import Settings, as_params, canonical
+from facerec.errors import InputError
+from facerec.losses.objective import check_objective
 from facerec.model.network import check_sizes
-from facerec.objective import check_objective
-from facerec.settings import (
-    LONGEST,
-    InputError,
-    Settings,
-    SettingsCommand,
-    as_params,
-    brief,
-    canonical,
-    resolve,
-)
+from facerec.runtime.text import LONGEST, brief
 from tests.conftest import PROJECT
 
 

@@ -6,10 +6,11 @@ import optuna
 import pytest
 import yaml
 
-from facerec.commands.train import TrainSettings
-from facerec.settings import InputError, validate
-from facerec.space import METRICS, Constraint, differences
-from facerec.space_file import parse_space, read_space
+from facerec.config.recipe import validate
+from facerec.errors import InputError
+from facerec.sweep.space import METRICS, Constraint, differences
+from facerec.sweep.space_yaml import parse_space, read_space
+from facerec.training.settings import TrainSettings
 from tests.conftest import PROJECT
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

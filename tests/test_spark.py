@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from facerec import FaceEmbedder
-from facerec.registry import log_model
+from facerec.tracking.registry import log_model
 from tests.models import encoded, make_model, picture
 
 pytest.importorskip("pyspark", reason="no pyspark: pip install -e '.[spark]'")

@@ -9,7 +9,7 @@ import requests
 from mlflow.exceptions import MlflowException, RestException, get_error_code
 from sqlalchemy import exc
 
-from facerec.store_errors import is_away, is_final
+from facerec.runtime.mlflow_errors import is_away, is_final
 
 RETRIED = "API request to http://h failed with exception (Caused by ResponseError('too many {} error responses'))"
 ANSWERED = "API request to endpoint /log-batch failed with error code {} != 200. Response body: ''"

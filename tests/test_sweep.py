@@ -18,17 +18,19 @@ import pytest
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 
-from facerec.commands import sweep, sweep_trial
-from facerec.commands.train import TrainSettings
-from facerec.commands.train import run as run_train
+from facerec.commands import sweep
+from facerec.config.recipe import resolve, validate
 from facerec.data.store import open_store
-from facerec.settings import InputError, resolve, validate
-from facerec.space import METRICS
-from facerec.study import give_up_failing, retry_history
-from facerec.study_page import study_page
-from facerec.study_storage import Journal, open_storage
-from facerec.urls import with_driver
-from facerec.workers import runs_here, this_worker
+from facerec.errors import InputError
+from facerec.runtime.database_url import with_driver
+from facerec.sweep import trial as sweep_trial
+from facerec.sweep.optuna_factory import Journal, open_storage
+from facerec.sweep.report import best_trial, study_page
+from facerec.sweep.space import METRICS
+from facerec.sweep.study import give_up_failing, retry_history
+from facerec.sweep.workers import runs_here, this_worker
+from facerec.training.run import run as run_train
+from facerec.training.settings import TrainSettings
 from tests.sweeping import (
     SPACE,
     at_work,
@@ -176,7 +178,7 @@ def test_two_objectives_with_constraints(options, tmp_path):
             pytest.approx(v, rel=0.5) if i else v for i, v in enumerate(trial.values)
         ]
         assert trial.constraints == {"parameters at_most 5500": metrics["parameters"] - 5500}
-    best = sweep.best_trial(study)
+    best = best_trial(study)
     assert best in study.best_trials and all(v <= 0 for v in best.constraints.values())
     page = Path(MlflowClient().download_artifacts(study.user_attrs["mlflow_run"], "study.html"))
     assert "Pareto front" in page.read_text()

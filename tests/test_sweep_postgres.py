@@ -19,7 +19,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 
-from facerec.study_storage import open_storage
+from facerec.sweep.optuna_factory import open_storage
 from tests.sweeping import (
     at_work,
     check_accounts,

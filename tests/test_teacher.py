@@ -12,18 +12,26 @@ import pytest
 import torch
 from PIL import Image
 
-from facerec import dlib_teacher, teacher
-from facerec.blends import blend_key, blended, laid_over, partners
-from facerec.checkpoint import Checkpoints
-from facerec.commands.train import TrainSettings, make_trainer
 from facerec.data.align import FRAMES
-from facerec.data.store import DataSettings, Store, open_store
-from facerec.dlib_teacher import dlib_answer, dlib_blend
-from facerec.leaks import leak
-from facerec.protocols import Pictures
-from facerec.provenance import model_card, provenance
-from facerec.settings import InputError
-from facerec.teacher import TEACHERS, check_teacher, teacher_answers, teacher_rows
+from facerec.data.settings import DataSettings
+from facerec.data.store import Store, open_store
+from facerec.errors import InputError
+from facerec.evaluation.overlap import leak
+from facerec.evaluation.protocols import Pictures
+from facerec.inference.provenance import model_card, provenance
+from facerec.training.checkpoint import Checkpoints
+from facerec.training.distillation import dlib as dlib_teacher
+from facerec.training.distillation import teacher
+from facerec.training.distillation.dlib import dlib_answer, dlib_blend
+from facerec.training.distillation.mixup import blend_key, blended, laid_over, partners
+from facerec.training.distillation.teacher import (
+    TEACHERS,
+    check_teacher,
+    teacher_answers,
+    teacher_rows,
+)
+from facerec.training.run import make_trainer
+from facerec.training.settings import TrainSettings
 from tests.models import picture
 
 

@@ -18,15 +18,18 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from facerec import outbox, tracking
-from facerec.outbox import REFUSED, line, read
-from facerec.settings import InputError
-from facerec.tracking import TrackingSettings, absolute_tracking_uri, reach_tracking, track
+from facerec.errors import InputError
+from facerec.tracking import outbox
+from facerec.tracking import run as tracking
+from facerec.tracking.outbox import REFUSED, line, read
+from facerec.tracking.run import absolute_tracking_uri, reach_tracking, track
+from facerec.tracking.settings import TrackingSettings
 from tests.test_train_command import TINY, environment, flags
 
 WRITER = """
 import sys
-from facerec.tracking import TrackingSettings, track
+from facerec.tracking.run import track
+from facerec.tracking.settings import TrackingSettings
 with track(TrackingSettings(experiment="at once", system_metrics=False, run_name=sys.argv[1])) as run:
     for step in range(60):
         run.log_metrics({"a": step, "b": 2 * step, "c": 3 * step}, step)

@@ -14,7 +14,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from facerec.cli import ENTRIES, load
-from facerec.settings import as_params, resolve
+from facerec.config.recipe import resolve
+from facerec.config.settings import as_params
 from tests.conftest import PROJECT
 
 TINY = {

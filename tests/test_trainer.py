@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from facerec.checkpoint import Checkpoints
-from facerec.compute import resolve_precision
 from facerec.data.store import Store
-from facerec.model.network import NetworkSettings, build_network
-from facerec.objective import Objective, ObjectiveSettings
-from facerec.optimization import learning_rate, parameter_groups
-from facerec.resume import same_threads
-from facerec.trainer import Trainer, TrainingFailed
-from facerec.trainer_settings import TrainerSettings, TrainingSettings
+from facerec.losses.objective import Objective
+from facerec.losses.settings import ObjectiveSettings
+from facerec.model.network import build_network
+from facerec.model.settings import NetworkSettings
+from facerec.runtime.device import resolve_precision
+from facerec.training.checkpoint import Checkpoints
+from facerec.training.optim import learning_rate, parameter_groups
+from facerec.training.resume import same_threads
+from facerec.training.settings import TrainerSettings, TrainingSettings
+from facerec.training.trainer import Trainer, TrainingFailed
 
 
 class Small(TrainingSettings, ObjectiveSettings, NetworkSettings):
@@ -94,7 +96,7 @@ def test_auto_precision_on_a_cpu(monkeypatch, capabilities, meant):
 
 
 def test_the_arithmetic_that_a_checkpoint_holds(monkeypatch):
-    monkeypatch.setattr("facerec.trainer.resolve_precision", lambda name, device: "bf16")
+    monkeypatch.setattr("facerec.training.trainer.resolve_precision", lambda name, device: "bf16")
     made = trainer(small(precision="auto"))
     assert made.precision_of({"precision": "fp32"}) == "fp32"
     assert made.precision_of({"precision": "bf16"}) == "bf16"

@@ -10,11 +10,12 @@ import mlflow
 import pytest
 import torch
 
-from facerec.checkpoint import Checkpoints
-from facerec.data.store import DataSettings, open_store
-from facerec.outbox import Outbox
-from facerec.page import write_html
-from facerec.registry import log_model
+from facerec.data.settings import DataSettings
+from facerec.data.store import open_store
+from facerec.report.html import write_html
+from facerec.tracking.outbox import Outbox
+from facerec.tracking.registry import log_model
+from facerec.training.checkpoint import Checkpoints
 from tests.data.picture_files import people
 from tests.models import make_model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from facerec.urls import (
+from facerec.runtime.database_url import (
     OF_MESSAGE,
     account,
     account_to_move,

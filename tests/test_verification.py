@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from facerec.calibration import calibration, platt
-from facerec.metrics import unit
-from facerec.pairs import all_pairs, identity_pairs, mates_accepted, similarity_bins
-from facerec.settings import InputError
-from facerec.verdict import Calibration, judge
-from facerec.verification import ten_fold, verification
+from facerec.errors import InputError
+from facerec.evaluation.calibrate import calibration, platt
+from facerec.evaluation.pair_counts import (
+    all_pairs,
+    identity_pairs,
+    mates_accepted,
+    similarity_bins,
+)
+from facerec.evaluation.retrieval import unit
+from facerec.evaluation.verification import ten_fold, verification
+from facerec.inference.calibration import Calibration, judge
 
 
 def people(count: int, pictures: int, seed: int = 0, noise: float = 0.7):
@@ -162,7 +167,7 @@ def test_pairs_of_each_identity():
 def test_many_identities_are_counted_in_groups(monkeypatch):
     embeddings, labels = people(30, 4)
     alone = identity_pairs(embeddings, labels)
-    monkeypatch.setattr("facerec.pairs.MAX_GROUPS", 10)
+    monkeypatch.setattr("facerec.evaluation.pair_counts.MAX_GROUPS", 10)
     for whole, grouped in zip(alone, identity_pairs(embeddings, labels), strict=True):
         assert np.array_equal(whole.reshape(10, 3, -1).sum(1), grouped)
 

@@ -10,10 +10,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from facerec.columns import Column
 from facerec.commands import evaluate, visualize
-from facerec.protocols import Identities, Pictures
-from facerec.settings import InputError
+from facerec.errors import InputError
+from facerec.evaluation.candidates import Column
+from facerec.evaluation.protocols import Identities, Pictures
+from facerec.report import explorer
 from tests.models import make_model, picture, seen
 from tests.test_plots import Reader
 
@@ -115,7 +116,7 @@ def test_model_that_is_not_there_is_one_sentence(tmp_path, people):
 def test_no_figures_without_pairs_of_both_kinds(labels, capsys):
     column = Column(np.random.default_rng(0).normal(size=(3, 4)), np.ones(3, bool), None)
     pictures = Pictures(["a", "b", "c"], (), (), np.arange(3))
-    assert visualize.measure(Identities(pictures, labels, "people"), column).figures == {}
+    assert explorer.measure(Identities(pictures, labels, "people"), column).figures == {}
     assert "no figures" in capsys.readouterr().err
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from facerec.commands.train import TrainSettings
-from facerec.settings import LONGEST, InputError, resolve, validate
-from facerec.space_file import read_space
+from facerec.config.recipe import resolve, validate
+from facerec.errors import InputError
+from facerec.runtime.text import LONGEST
+from facerec.sweep.space_yaml import read_space
+from facerec.training.settings import TrainSettings
 
 SEARCH = "parameters: {lr: {float: [0.1, 1]}}\n"
 LAUGHS = "a: &a [x, x]\n" + "".join(

@@ -8,17 +8,17 @@ is logged as val/map_at_r_gain.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-from pydantic import Field
-
-from facerec.commands.train import TrainSettings, run
-from facerec.data.align import AlignSettings
-from facerec.embedder import FaceEmbedder
-from facerec.model.network import NetworkSettings
-from facerec.model_source import ModelText
-from facerec.resume import asked_to_resume, settings_of_checkpoint
-from facerec.settings import InputError, as_params, canonical, resolve
+from facerec.commands.train import run
+from facerec.config.recipe import resolve
+from facerec.config.settings import as_params
+from facerec.config.values import canonical
+from facerec.data.settings import AlignSettings, check_data
+from facerec.errors import InputError
+from facerec.inference.model_uri import check_model
+from facerec.model.settings import NetworkSettings
+from facerec.training.settings import FinetuneSettings, asked_to_resume
 
 __all__ = ["SETTINGS", "run", "settings_of"]
 
@@ -28,29 +28,6 @@ FREE = (
     "dropout",
     "drop_path",
 )  # settings of the network that do not change its weights' shapes
-
-
-class FinetuneSettings(TrainSettings):
-    """Everything that `finetune` can be told: the settings of `train`, with defaults of a second stage."""
-
-    group: ClassVar[str] = "Run"
-
-    model: ModelText = Field(
-        min_length=1,
-        description="Model to go on from: a folder, runs:/ID/model, models:/NAME@ALIAS or a shipped one.",
-    )
-    miner: Literal["all", "semihard", "hard", "batch_hard", "multi_similarity", "none"] = Field(
-        "hard", description="Which triplets or pairs of a batch count."
-    )
-    confusable: bool = Field(
-        True,
-        description="Fill batches with people whom the network confuses, looked for anew each epoch.",
-    )
-    lr: float = Field(2e-4, gt=0, le=10, description="Peak learning rate of AdamW.")
-    epochs: int = Field(6, ge=1, le=100_000, description="Passes over the training people.")
-    register: str | None = Field(
-        None, description="Name under which the model is registered at the end."
-    )
 
 
 SETTINGS = FinetuneSettings
@@ -63,8 +40,14 @@ def settings_of(given: Mapping[str, Any], config: str | None) -> FinetuneSetting
         InputError: where they contradict the model; the setting is named.
     """
     if resumed := asked_to_resume(given, config):
+        from facerec.training.resume import settings_of_checkpoint
+
         return settings_of_checkpoint(FinetuneSettings, {**given, "resume": resumed})
     asked = resolve(FinetuneSettings, given, config)
+    check_data(asked.data)
+    check_model(asked.model)
+    from facerec.inference.embedder import FaceEmbedder
+
     config_of_model = FaceEmbedder.load(asked.model, "cpu").config
     known = {**as_params(config_of_model.network), **as_params(config_of_model)}
     known = {name: known[name] for name in FROM_MODEL}

@@ -15,11 +15,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from facerec import console
-from facerec.model_source import ModelText
-from facerec.paths import PathText, WrittenPath, as_given
-from facerec.privacy import PrivacySettings, may_keep_faces
-from facerec.settings import InputError, brief, expanded, shown
+from facerec.errors import InputError
+from facerec.inference.model_uri import ModelText
+from facerec.runtime import console
+from facerec.runtime.paths import PathText, WrittenPath, as_given, expanded
+from facerec.runtime.text import brief, shown
+from facerec.tracking.settings import PrivacySettings, may_keep_faces
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that `json` is a deprecated method of pydantic's too
@@ -83,12 +84,12 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
     if pair == search or len(asked) != 2:
         given = f"; given: {', '.join(asked)}" if asked else ""
         raise InputError(f"give two pictures (a and b), or a probe and a gallery{given}")
-    from facerec.embedder import FaceEmbedder
-    from facerec.model_source import URIS
+    from facerec.inference.embedder import FaceEmbedder
+    from facerec.inference.model_uri import URIS
 
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id or settings.model.startswith(URIS):
-        from facerec.tracking import reach_tracking
+        from facerec.tracking.run import reach_tracking
 
         reach_tracking()
     target = None if settings.picture is None else writable(settings)
@@ -196,8 +197,8 @@ def keep_answer(run_id: str, answer: dict[str, Any]) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from facerec.store_errors import reason_of
-    from facerec.tracking import patiently
+    from facerec.runtime.mlflow_client import patiently
+    from facerec.runtime.mlflow_errors import reason_of
 
     try:
         patiently(lambda: MlflowClient().log_dict(run_id, answer, "answer.json"))
@@ -239,7 +240,7 @@ def side_by_side(
     import numpy as np
     from PIL import Image
 
-    from facerec.data.files import write_bytes
+    from facerec.runtime.files import write_bytes
 
     faces = embedder.faces(paths, side=side, align=settings.align, choice=settings.choice)
     file = io.BytesIO()

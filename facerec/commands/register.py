@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from facerec.settings import Settings
+from facerec.config.settings import Settings
 
 
 class RegisterSettings(Settings):
@@ -40,10 +40,10 @@ def run(settings: RegisterSettings, config: str | None = None) -> None:
     Raises:
         InputError: no such run, no model in it, or the comparison cannot be made.
     """
-    from facerec.console import answer
-    from facerec.experiment import check_name
-    from facerec.registry import register
-    from facerec.tracking import reach_tracking
+    from facerec.runtime.console import answer
+    from facerec.tracking.experiment import check_name
+    from facerec.tracking.registry import register
+    from facerec.tracking.run import reach_tracking
 
     check_name("name", settings.name)
     reach_tracking()

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from facerec.model_source import URIS, ModelText
-from facerec.settings import Settings
+from facerec.config.settings import Settings
+from facerec.inference.model_uri import URIS, ModelText
 
 
 class ServeSettings(Settings):
@@ -42,10 +42,10 @@ def run(settings: ServeSettings, config: str | None = None) -> None:
     Raises:
         InputError: the model cannot be loaded, or the address cannot be used.
     """
-    from facerec.server import application, listen, serve
+    from facerec.serving.server import application, listen, serve
 
     if settings.model.startswith(URIS):
-        from facerec.tracking import reach_tracking
+        from facerec.tracking.run import reach_tracking
 
         reach_tracking()
     place = listen(settings.host, settings.port)

@@ -15,14 +15,14 @@ import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
-from pydantic import Field
 
-from facerec.data.pictures import PictureError, to_face
-from facerec.settings import InputError, Settings
+from facerec.data.decoding import PictureError, to_face
+from facerec.data.settings import AlignSettings
+from facerec.errors import InputError
 
 CHOICES = ("largest", "central", "only")
 # Left eye, right eye, nose, left and right corner of the mouth, as shares of the square's side.
@@ -55,21 +55,6 @@ MIN_FACE = 40  # smallest face looked for, at that size
 MIN_CONFIDENCE = 0.9
 MIN_EYES = 12.0  # pixels between the eyes below which nothing is left to recognise
 MIN_SHARPNESS = 8.0  # variance of the Laplacian of an aligned face of 112 pixels
-
-
-class AlignSettings(Settings):
-    """How a face is brought into place before the network sees it; the model remembers it."""
-
-    group: ClassVar[str] = "Alignment"
-
-    align: Literal["none", "five-point"] = Field(
-        "none",
-        description="Bring faces into place by eyes, nose and mouth (needs facerec[align]), or only crop.",
-    )
-    face_choice: Literal["largest", "central", "only"] = Field(
-        "largest",
-        description="Which face to align where several are found; only = leave such a picture out.",
-    )
 
 
 def check_align(settings: AlignSettings) -> None:

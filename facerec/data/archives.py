@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from facerec.data.files import cache_errors, publish_folder
-from facerec.data.pictures import MAX_FILE_BYTES, SUFFIXES
-from facerec.settings import InputError, brief, shown
+from facerec.data.decoding import MAX_FILE_BYTES, SUFFIXES
+from facerec.errors import InputError
+from facerec.runtime.files import cache_errors, publish_folder
+from facerec.runtime.text import brief, shown
 
 MAX_UNPACKED_BYTES = 16 * 2**30
 MAX_MEMBERS = 1_000_000

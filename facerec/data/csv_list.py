@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from facerec.data.decoding import SUFFIXES
 from facerec.data.names import identity
-from facerec.data.pictures import SUFFIXES
-from facerec.settings import InputError, shown
+from facerec.errors import InputError
+from facerec.runtime.text import shown
 
 # Words of a column's name: `person_id`, `Image Path`. A word of the last kind counts where none of the others is.
 PATHS = frozenset(

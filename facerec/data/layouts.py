@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from facerec.data.names import fold_name, identity
 from facerec.data.walk import plural
-from facerec.settings import InputError, shown
+from facerec.errors import InputError
+from facerec.runtime.text import shown
 
 LFW_FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")
 LFW_FILE = re.compile(r"(.+)_\d{4}\.jpg")

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from facerec.settings import as_utf8, shown
+from facerec.runtime.text import as_utf8, shown
 
 SEPARATORS = re.compile(r"[\s_.,'’-]+")
 

@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from facerec.data.csv_list import inside, read_csv
 from facerec.data.layouts import lfw_list, lfw_pictures
 from facerec.data.names import fold_name, identity, key_hash, name_key
-from facerec.settings import InputError, expanded
+from facerec.errors import InputError
+from facerec.runtime.paths import expanded
 
 log = logging.getLogger(__name__)
 

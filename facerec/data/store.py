@@ -16,59 +16,27 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Annotated, BinaryIO, ClassVar
+from typing import BinaryIO
 
 import numpy as np
-from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
 from facerec.data.align import WARP_VERSION, face
 from facerec.data.csv_list import Columns
-from facerec.data.files import cache_errors, publish_folder, read_json, remove_folder, write_json
-from facerec.data.pictures import PictureError, decode, read_file
-from facerec.data.sources import FaceList, LayoutSettings, cache_folder, find_faces
+from facerec.data.decoding import PictureError, decode, read_file
+from facerec.data.discovery import FaceList, cache_folder, find_faces
+from facerec.data.settings import DataSettings
 from facerec.data.splits import SPLIT_VERSION, split_by_identity
-from facerec.paths import PathText, located
-from facerec.settings import InputError, shown
+from facerec.errors import InputError
+from facerec.runtime.files import cache_errors, publish_folder, read_json, remove_folder, write_json
+from facerec.runtime.text import shown
 
 FORMAT = 2  # raise when stores of an older layout must not be opened
 PIXELS, INDEX, SKIPPED = "images.u8", "index.json", "skipped.txt"
 WINDOW = 512  # pictures decoded between two writes
 SPARE_BYTES = 64 * 2**20
-
-
-DataText = Annotated[str, AfterValidator(partial(located, names=("demo", "lfw")))]  # a setting's
-
-
-class DataSettings(LayoutSettings):
-    """Where the faces come from and how they are cut out."""
-
-    group: ClassVar[str] = "Data"
-
-    data: DataText = Field(
-        "demo",
-        description="demo (rendered people), lfw (downloads it), or a path: a folder with one folder per "
-        "person, LFW or the Face Recognition Dataset as Kaggle ships them, lfw-funneled.tgz, or a CSV of "
-        "path,identity",
-    )
-    image_size: int = Field(64, ge=16, le=512, description="side of the square pictures, in pixels")
-    crop: float = Field(
-        1.0,
-        ge=0.1,
-        le=1.0,
-        description="side of the centred square cut out of each picture, as a share of its shorter side; "
-        "0.42 suits LFW, whose faces stand in the middle with a wide margin",
-    )
-    cache: PathText | None = Field(
-        None,
-        description="folder for decoded pictures and demo faces; none: FACEREC_CACHE, else the user's "
-        "cache folder",
-    )
-    rebuild_store: bool = Field(
-        False, description="decode again, accepting that files were added, removed or altered"
-    )
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from facerec.data.pictures import SUFFIXES
-from facerec.settings import InputError, shown
+from facerec.data.decoding import SUFFIXES
+from facerec.errors import InputError
+from facerec.runtime.text import shown
 
 # Made by operating systems, network drives and archivers, never by somebody who sorts faces; compared without case.
 SYSTEM_FOLDERS = frozenset(

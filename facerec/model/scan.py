@@ -29,10 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facerec.model import mamba_ssm_bridge
+from facerec.model.kernels import mamba_ssm as mamba_ssm_bridge
 
 BACKENDS = ("auto", "numba", "triton", "mamba-ssm", "reference")
-_FUSED = {"numba": "facerec.model.mamba_cpu", "triton": "facerec.model.mamba_triton"}
+_FUSED = {
+    "numba": "facerec.model.kernels.cpu.mamba",
+    "triton": "facerec.model.kernels.triton.mamba",
+}
 
 
 def resolve_backend(name: str = "auto", device: str | torch.device = "cpu") -> str:
@@ -77,7 +80,7 @@ def _resolve(name: str, device: str, interpreted: bool) -> str:
 def _fastest(device: str) -> str:
     if device == "cpu":
         if importlib.util.find_spec("numba") and importlib.util.find_spec(
-            "facerec.model.mamba_cpu"
+            "facerec.model.kernels.cpu.mamba"
         ):
             return "numba"
         return _fall_back(device, "numba is not installed")
@@ -243,7 +246,7 @@ def mamba_inner(
     _check_inner(xz, conv_weight, x_proj_weight, dt_proj_weight, A)
     chosen = _backend_for(xz, backend)
     if chosen == "numba":
-        from facerec.model.mamba_cpu import inner
+        from facerec.model.kernels.cpu.mamba import inner
 
         return inner(
             xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias, reverse

@@ -15,8 +15,8 @@ from PIL import Image
 from facerec import FaceEmbedder
 from facerec.data import align
 from facerec.data.align import TEMPLATE, FoundFace, choose, face, find_faces, sharpness, warp
-from facerec.data.pictures import PictureError, decode
-from facerec.settings import InputError
+from facerec.data.decoding import PictureError, decode
+from facerec.errors import InputError
 
 FIVE = SimpleNamespace(align="five-point", face_choice="largest", image_size=64, crop=1.0)
 

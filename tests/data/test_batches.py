@@ -6,15 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from facerec.data.batches import (
-    BatchSettings,
-    augment,
-    check_batches,
-    confusable_batches,
-    epoch_batches,
-    to_input,
-)
-from facerec.settings import InputError
+from facerec.data.augmentation import augment, to_input
+from facerec.data.sampling import check_batches, confusable_batches, epoch_batches
+from facerec.data.settings import BatchSettings
+from facerec.errors import InputError
 
 LABELS = np.repeat(np.arange(20), np.arange(1, 21))  # person p has p + 1 pictures: 210 in all
 

@@ -6,7 +6,8 @@ import hashlib
 
 import numpy as np
 
-from facerec.data.demo import (
+from facerec.data.demo.person import Person
+from facerec.data.demo.render import (
     PEOPLE,
     PICTURES,
     SEED,
@@ -16,9 +17,9 @@ from facerec.data.demo import (
     raw_pixels,
     render,
 )
-from facerec.data.demo_person import Person
+from facerec.data.settings import DataSettings
 from facerec.data.splits import split_by_identity
-from facerec.data.store import DataSettings, open_store
+from facerec.data.store import open_store
 
 PIXELS = "19b653d4cb0825b3"  # of VERSION 1; a new digest needs a new VERSION
 
@@ -46,7 +47,7 @@ def test_neither_pixels_nor_colours_tell_who_it_is() -> None:
 
 
 def test_demo_is_rendered_once_and_opens_as_a_store(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("facerec.data.demo.PEOPLE", 12)
+    monkeypatch.setattr("facerec.data.demo.render.PEOPLE", 12)
     got = open_store(DataSettings(image_size=32, cache=str(tmp_path)), progress=False)
     assert got.layout == got.name == "demo" and got.images.shape == (12 * PICTURES, 32, 32, 3)
     assert (got.images[5] != got.images[6]).any() and len(set(got.picture_hashes)) == len(got.paths)

@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 
 from facerec.data.names import case_notes, fold_name, identity, name_key
-from facerec.settings import as_utf8
+from facerec.runtime.text import as_utf8
 
 DIFFERENT = (
     *(("Dung", "Dũng"), ("सीमा", "सोमा"), ("たいき", "だいき")),

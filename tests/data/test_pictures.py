@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facerec.data import pictures
-from facerec.data.pictures import PictureError, decode, from_pil, to_face
+from facerec.data import decoding as pictures
+from facerec.data.decoding import PictureError, decode, from_pil, to_face
 from tests.data.picture_files import noise
 
 

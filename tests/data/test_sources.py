@@ -14,9 +14,9 @@ import pytest
 
 from facerec.data import archives
 from facerec.data.csv_list import Columns
-from facerec.data.sources import find_faces
+from facerec.data.discovery import find_faces
 from facerec.data.splits import lfw_pairs
-from facerec.settings import InputError
+from facerec.errors import InputError
 from tests.data.picture_files import people, save
 
 LFW_NAMES = ("Aaron_Peirsol", "Abel_Pacheco")

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from facerec.data.discovery import find_faces
 from facerec.data.layouts import lfw_list
 from facerec.data.names import fold_name
-from facerec.data.sources import find_faces
 from facerec.data.splits import (
     lfw_pairs,
     lfw_view1_people,
     pairs_csv,
     split_by_identity,
 )
-from facerec.settings import InputError
+from facerec.errors import InputError
 
 MANY = [f"person {i}" for i in range(400) for _ in range(2)]
 

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facerec.data import files
 from facerec.data import store as module
-from facerec.data.files import locked, publish_folder
-from facerec.data.pictures import decode, to_face
-from facerec.data.store import DataSettings, Store, open_store
-from facerec.settings import InputError
+from facerec.data.decoding import decode, to_face
+from facerec.data.settings import DataSettings
+from facerec.data.store import Store, open_store
+from facerec.errors import InputError
+from facerec.runtime import files
+from facerec.runtime.files import locked, publish_folder
 from tests.data.picture_files import people, save
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facerec.data.walk import walk
-from facerec.settings import InputError
+from facerec.errors import InputError
 from tests.data.picture_files import save
 from tests.random_folders import check
 

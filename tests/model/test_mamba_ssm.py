@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from facerec.model import mamba_ssm_bridge, scan
+from facerec.model import scan
+from facerec.model.kernels import mamba_ssm as mamba_ssm_bridge
 from facerec.model.scan import causal_conv1d, mamba_inner, selective_scan
 
 

@@ -351,7 +351,7 @@ def test_bits_do_not_depend_on_threads(batch, threads):
 
 
 def test_torch_decides_how_many_threads(threads, monkeypatch):
-    from facerec.model import jobs_cpu
+    from facerec.model.kernels.cpu import jobs as jobs_cpu
 
     asked = []
     run = jobs_cpu._run_in_parallel
@@ -365,7 +365,7 @@ def test_torch_decides_how_many_threads(threads, monkeypatch):
 
 
 def test_python_threads_where_there_is_no_openmp(threads, monkeypatch):
-    from facerec.model import jobs_cpu
+    from facerec.model.kernels.cpu import jobs as jobs_cpu
 
     torch.manual_seed(0)
     tensors = scan_inputs(4, 40, 100, 16, 1)
@@ -458,7 +458,7 @@ print(causal_conv1d(torch.ones(1, 3, 4), torch.ones(3, 2), activation="silu").su
 
 
 def test_a_folder_that_others_write_is_not_trusted(tmp_path, monkeypatch):
-    from facerec.model import jobs_cpu
+    from facerec.model.kernels.cpu import jobs as jobs_cpu
 
     if os.name != "posix":
         pytest.skip("permissions of POSIX")
@@ -501,7 +501,7 @@ def operator_samples():
 
 @pytest.mark.parametrize("name", ["scan_forward", "conv_forward", "inner_forward"])
 def test_operators_pass_opcheck(name):
-    from facerec.model import mamba_cpu  # noqa: F401  registers them
+    from facerec.model.kernels.cpu import mamba as mamba_cpu  # noqa: F401  registers them
 
     for sample in operator_samples()[name]:
         torch.library.opcheck(getattr(torch.ops.facerec, name).default, sample)

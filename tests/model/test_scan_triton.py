@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from facerec.model import conv_triton, mamba_triton, scan_grad_triton, scan_triton
+from facerec.model.kernels.triton import conv as conv_triton
+from facerec.model.kernels.triton import mamba as mamba_triton
+from facerec.model.kernels.triton import scan as scan_triton
+from facerec.model.kernels.triton import scan_grad as scan_grad_triton
 from facerec.model.scan import causal_conv1d, mamba_inner, selective_scan
 
 ROOT = Path(__file__).parents[2]
@@ -314,7 +317,9 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from facerec.model import conv_triton, scan_grad_triton, scan_triton
+from facerec.model.kernels.triton import conv as conv_triton
+from facerec.model.kernels.triton import scan_grad as scan_grad_triton
+from facerec.model.kernels.triton import scan as scan_triton
 
 FLOATS = "A D bias last kept dB dC shares states_at carried grad_last weight".split()
 SEQUENCES = "u delta B C z out grad du dd dz x dx".split()

@@ -1,0 +1,519 @@
+"""Everything said to MLflow about a run.
+
+A run started by `mlflow run` is joined (MLFLOW_RUN_ID), otherwise one is made in the experiment that the settings
+name. `mlflow run` has logged the parameters that were given, as text, before we start: only missing ones are added.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import mlflow
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient, fluent
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from facerec.config.settings import Settings, as_params, canonical
+from facerec.data.store import Store
+from facerec.errors import InputError
+from facerec.runtime.console import say
+from facerec.runtime.database_url import account_to_move, with_driver, without_password
+from facerec.runtime.files import disk_told
+from facerec.runtime.mlflow_client import few_retries, patiently
+from facerec.runtime.mlflow_errors import REFUSED, is_away, is_final, reason_of, trouble
+from facerec.runtime.paths import as_given, launch_folder, launcher
+from facerec.runtime.signals import held, stop_at_once
+from facerec.runtime.text import as_utf8
+from facerec.tracking.experiment import experiment_id, find_experiment
+from facerec.tracking.outbox import REFUSED as REFUSED_ENTRIES
+from facerec.tracking.outbox import Entry, Outbox, Refused
+from facerec.tracking.settings import TrackingSettings
+
+SILENT_SECONDS = 20  # after which a training does not wait any longer for its tracking server
+AT_ONCE = {"metrics": 1000, "params": 100, "tags": 100}  # that MLflow takes in a request
+SQLITE = "sqlite:///"
+SERVERS = ("http://", "https://")
+USERNAME, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+
+
+DATABASES = ("postgresql", "mysql", "mssql")
+
+
+def absolute_tracking_uri() -> None:
+    """Makes a relative sqlite URI absolute, and names PostgreSQL's driver, once, before MLflow opens it.
+
+    `mlflow run` changes into the project, where the same relative URI would be another database; there the folder
+    in which `mlflow run` was typed counts. A server's account moves from its URI to MLflow's own variables, since
+    MLflow prints the URI.
+
+    Raises:
+        InputError: if an old file store in ./mlruns would make MLflow refuse to work.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or (
+        mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""
+    )
+    if not uri:
+        old = next(Path("mlruns").glob("[0-9]*/meta.yaml"), None)
+        if old:
+            raise InputError(
+                f"{old.resolve()} is of MLflow's old file store, which it no longer opens: move {old.parent.parent}/ "
+                "away, or set MLFLOW_TRACKING_URI"
+            )
+        return
+    if uri.startswith(SQLITE) and not uri.startswith(SQLITE + "/") and ":memory:" not in uri:
+        absolute = SQLITE + str(
+            ((launch_folder() or Path.cwd()) / uri.removeprefix(SQLITE)).resolve()
+        )
+    else:
+        absolute = with_driver(uri)
+    if uri.startswith(SERVERS):
+        absolute, user, password = account_to_move(uri)
+        if password:
+            os.environ[USERNAME], os.environ[PASSWORD] = unquote(user), unquote(password)
+    if absolute != uri:
+        os.environ["MLFLOW_TRACKING_URI"] = absolute
+        mlflow.set_tracking_uri(absolute)
+
+
+class Run:
+    """One MLflow run: what is logged, under which name.
+
+    Attributes:
+        id: the run's id.
+        uri: of the tracking store.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self.id, self.uri, self.client = run_id, mlflow.get_tracking_uri(), MlflowClient()
+        self.outbox: Outbox | None = None
+        self.steps: dict[str, set[int]] = {}  # metric → steps that are there, of those asked for
+
+    @contextmanager
+    def keeping(self, folder: Path) -> Iterator[None]:
+        """Within this block metrics, parameters and tags go through an outbox in the run's folder.
+
+        Raises:
+            InputError: if the tracking store is away when the block begins or ends.
+        """
+        with few_retries():
+            path = folder / "outbox.jsonl"
+            with disk_told(path):
+                self.outbox = Outbox(
+                    path,
+                    self.try_to_send,
+                    lambda count, why: self.tell(path, why),
+                    lambda why: self.set_aside(path, why),
+                )
+            try:
+                self.deliver()  # what an earlier process left
+                yield
+                self.deliver()
+            finally:
+                self.outbox.close(1)
+                self.outbox = None
+
+    def deliver(self) -> None:
+        """Waits until all is sent.
+
+        Raises:
+            InputError: if the tracking store is silent for `SILENT_SECONDS`; all is kept.
+        """
+        if self.outbox is None:
+            return
+        started, before = time.monotonic(), len(self.outbox.waiting)
+
+        def progress(left: int) -> None:
+            seconds, sent = time.monotonic() - started, before - left
+            rate = (
+                f"{sent / seconds:.1f} a second, {left * seconds / sent:.0f} s left" if sent else ""
+            )
+            say(f"MLflow: {sent} of {before} entries sent{', ' + rate if rate else ''}")
+
+        if self.outbox.flush(SILENT_SECONDS, progress):
+            raise self.kept(self.outbox.trouble or "it does not answer")
+
+    def kept(self, reason: str) -> InputError:
+        """The sentence for a training whose tracking store is away at its end."""
+        folder, store = self.outbox.path.parent, without_password(self.uri)
+        return InputError(
+            f"not all of run {self.id} could be sent to {store} ({reason}): metrics, checkpoints and what else was "
+            f"made are kept in {folder}; the same command with --resume {self.id} sends them when that is mended"
+        )
+
+    def tell(self, path: Path, reason: str | None) -> None:
+        """Says that the tracking store is away, with `path` keeping what is logged, or is back."""
+        if reason:
+            say(
+                f"MLflow at {without_password(self.uri)}: {reason}; what is logged is kept in {path}"
+            )
+            return
+        say(f"MLflow at {without_password(self.uri)} is back: all that was kept has been sent")
+        monitor = fluent.run_id_to_system_metrics_monitor.get(self.id)
+        thread = getattr(monitor, "_process", None)
+        if thread is not None and not thread.is_alive():  # it gives up when a server is away
+            monitor.start()
+
+    def set_aside(self, path: Path, reason: str) -> None:
+        """Says, on the console and in the run, that the store refuses an entry.
+
+        Raises:
+            MlflowException: the store does not take this either, so that the entry is not to blame.
+        """
+        patiently(lambda: self.client.set_tag(self.id, "outbox.refused", as_utf8(reason)))
+        kept = path.with_name(REFUSED_ENTRIES)
+        with suppress(Exception):  # a console that has gone does not matter to the store
+            say(
+                f"MLflow at {without_password(self.uri)}: {reason}; the entry is set aside in {kept}, and the rest is "
+                "sent"
+            )
+
+    def put(self, entry: Entry) -> None:
+        """Sends an entry, through the outbox where there is one."""
+        if self.outbox:
+            with disk_told(self.outbox.path):
+                self.outbox.put(entry)
+        else:
+            self.send([entry])
+
+    def try_to_send(self, entries: Sequence[Entry], again: bool) -> None:
+        """`send`, whose error says whether the store refuses for good what it is sent, or may take it later."""
+        try:
+            self.send(entries, again)
+        except Exception as error:  # of a store or a network
+            self.steps.clear()  # it may have done what it did not answer
+            reason = reason_of(error)[:200]
+            if is_final(error):
+                raise Refused(f"it refuses: {reason}") from error
+            state = "is away" if is_away(error) else "cannot take it now"
+            raise RuntimeError(f"it {state}: {reason}") from error
+
+    def send(self, entries: Sequence[Entry], again: bool = False) -> None:
+        """Logs metrics, parameters and tags; `again` leaves out metrics whose step is there."""
+        params: dict[str, str] = {}
+        tags: dict[str, str] = {}
+        metrics: list[Metric] = []
+        for entry in entries:
+            params = {**entry.get("params", {}), **params}  # the first counts
+            tags |= entry.get("tags", {})
+            metrics += [Metric(*row) for row in entry.get("metrics", [])]
+            again = again or entry.get("once", False)
+        if params:
+            known = self.ask(lambda: self.client.get_run(self.id)).data.params
+            self.log_batches(
+                "params", [Param(k, as_utf8(v)) for k, v in params.items() if k not in known]
+            )
+        self.log_batches("metrics", self.new(metrics) if again else metrics)
+        self.log_batches("tags", [RunTag(as_utf8(k), as_utf8(v)) for k, v in tags.items()])
+
+    def log_batches(self, kind: str, items: Sequence[Any]) -> None:
+        """As few requests as MLflow allows."""
+        size = AT_ONCE[kind]
+        for first in range(0, len(items), size):
+            part = {kind: items[first : first + size]}
+            self.ask(lambda part=part: self.client.log_batch(self.id, **part))
+
+    def new(self, metrics: Sequence[Metric]) -> list[Metric]:
+        """Those whose step is not there."""
+        for key in {metric.key for metric in metrics} - self.steps.keys():
+            self.steps[key] = self.logged_steps(key)
+        kept = []
+        for metric in metrics:
+            if metric.step not in self.steps[metric.key]:
+                self.steps[metric.key].add(metric.step)
+                kept.append(metric)
+        return kept
+
+    def ask(self, call: Callable[[], Any]) -> Any:
+        """`patiently`; an answer is a sign of life."""
+        answer = patiently(call)
+        if self.outbox:
+            self.outbox.alive()
+        return answer
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Adds what the run does not hold yet; a parameter is never said twice, and a path as it was given."""
+        typed_in = launch_folder() or Path.cwd()
+        self.put({"params": {key: as_given(value, typed_in) for key, value in params.items()}})
+
+    def log_settings(self, settings: Settings, config: str | None = None) -> None:
+        """Every setting once, canonical, and the recipe's name."""
+        self.log_params({**as_params(settings), **({"config": config} if config else {})})
+
+    def log_metrics(self, values: Mapping[str, float], step: int, once: bool = False) -> None:
+        """Metrics of one epoch; `once` leaves out those whose step is there."""
+        now = int(time.time() * 1000)
+        rows = [[key, float(value), now, step] for key, value in values.items()]
+        self.put({"metrics": rows, "once": once})
+
+    def logged_steps(self, key: str) -> set[int]:
+        """Steps at which a metric stands already."""
+        return {m.step for m in self.ask(lambda: self.client.get_metric_history(self.id, key))}
+
+    def tag(self, tags: Mapping[str, Any]) -> None:
+        """Sets tags."""
+        self.put({"tags": {key: canonical(value) for key, value in tags.items()}})
+
+    def tags(self) -> dict[str, str]:
+        """Tags that the run has."""
+        return patiently(lambda: self.client.get_run(self.id)).data.tags
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Keeps a file, or a folder's files, as artifacts.
+
+        Raises:
+            InputError: the artifact store does not take it.
+        """
+        log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+        try:
+            patiently(lambda: log(self.id, str(path), folder))
+        except (MlflowException, OSError, ImportError) as error:  # ImportError: of a store's client
+            store = without_password(self.client.get_run(self.id).info.artifact_uri)
+            raise InputError(
+                f"{path.name} cannot be kept among the artifacts of run {self.id} in {store}: "
+                f"{reason_of(error)[:200]}; it lies in {path}"
+            ) from error
+
+    def log_data(self, store: Store, context: str) -> None:
+        """The data set, by name and digest, as the run's input."""
+        source = LocalArtifactDatasetSource(as_given(as_utf8(str(store.root))))
+        dataset = MetaDataset(source=source, name=as_utf8(store.name), digest=store.digest[:32])
+        patiently(lambda: mlflow.log_input(dataset, context=context))
+        counts = {part: len(store.indices(part)) for part in ("train", "val", "test")}
+        self.tag(
+            {
+                "data.digest": store.digest,
+                "data.split_version": store.split_version,
+                "data.pictures": len(store.labels),
+                "data.people": len(store.names),
+            }
+        )
+        self.tag({f"data.{part}_pictures": count for part, count in counts.items()})
+
+
+@contextmanager
+def track(settings: TrackingSettings, run_id: str | None = None) -> Iterator[Run]:
+    """The MLflow run of an entry point: FINISHED at the end, KILLED on Ctrl-C, FAILED on an error.
+
+    Args:
+        run_id: a run to go on in; otherwise that of `mlflow run`, otherwise a new one.
+
+    Raises:
+        InputError: if the tracking store cannot be reached.
+    """
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    with stop_at_once(), ending():
+        try:
+            with held(), few_retries():  # a run that has been made is known, and ends as KILLED
+                run = open_run(settings, run_id)
+            yield run
+        except MlflowException as error:
+            raise InputError(trouble(error)) from error
+
+
+def joined_run() -> str | None:
+    """Id of the run that `mlflow run` has made for this process."""
+    return os.environ.get("MLFLOW_RUN_ID") or None
+
+
+def open_run(settings: TrackingSettings, run_id: str | None) -> Run:
+    """The active run of `track`."""
+    try:
+        absolute_tracking_uri()
+        if settings.system_metrics:
+            mlflow.set_system_metrics_sampling_interval(10)
+        started = joined_run()
+        if run_id or started:
+            check_known(run_id or started)
+        if run_id and started and started != run_id:
+            give_up(started, run_id)
+        joined = run_id or started
+        above = None if joined else patiently(lambda: experiment_id(settings.experiment))
+        active = patiently(
+            lambda: mlflow.start_run(
+                run_id=joined,
+                experiment_id=above,
+                run_name=None if joined or not settings.run_name else as_utf8(settings.run_name),
+                log_system_metrics=settings.system_metrics,
+            )
+        )
+    except (MlflowException, OSError, ImportError, SQLAlchemyError) as error:  # of a driver, too
+        raise InputError(trouble(error)) from error
+    run = Run(active.info.run_id)
+    run.tag(git_tags(active.data.tags))
+    if joined and settings.run_name:
+        run.tag({"mlflow.runName": settings.run_name})
+    return run
+
+
+@contextmanager
+def nested(parent: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+    """A run under another one, in its experiment, also from another process; it ends as that of `track` does.
+
+    Args:
+        parent: id of the run above.
+        name: of the new run.
+        tags: that it is born with.
+    """
+    # MLflow would take the run that `mlflow run` has made for the new one.
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    above = patiently(lambda: MlflowClient().get_run(parent))
+    with ending():
+        active = patiently(
+            lambda: mlflow.start_run(
+                experiment_id=above.info.experiment_id,
+                run_name=as_utf8(name),
+                nested=True,
+                parent_run_id=parent,
+                tags={key: as_utf8(text) for key, text in tags.items()},
+                log_system_metrics=False,
+            )
+        )
+        yield Run(active.info.run_id)
+
+
+def bury_nested(parent: str, having: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    """Ends, as KILLED, the runs under `parent` that carry the tags `having`, and tags them."""
+    client = MlflowClient()
+    above = patiently(lambda: client.get_run(parent))
+    terms = [f"tags.`{k}` = '{v}'" for k, v in {"mlflow.parentRunId": parent, **having}.items()]
+    found = patiently(lambda: client.search_runs([above.info.experiment_id], " and ".join(terms)))
+    for run in found:
+        Run(run.info.run_id).tag(tags)
+        if run.info.status == "RUNNING":
+            patiently(lambda run_id=run.info.run_id: client.set_terminated(run_id, "KILLED"))
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Ends the run that the block makes active: FINISHED, KILLED on Ctrl-C, FAILED on an error."""
+    status, before = "FAILED", mlflow.active_run()
+    try:
+        yield
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        if mlflow.active_run() is not before:
+            end_run(status)
+
+
+def end_run(status: str) -> None:
+    """Ends the active run; a signal meanwhile comes when that is done.
+
+    Raises:
+        InputError: if a run that is to be FINISHED cannot be told so. Any other has its reason to be told already.
+    """
+    with held(), few_retries():
+        try:
+            patiently(lambda: mlflow.end_run(status))
+        except (MlflowException, OSError) as error:
+            if status == "FINISHED":
+                raise InputError(trouble(error)) from error
+
+
+def git_tags(known: Mapping[str, str]) -> dict[str, str]:
+    """The commit of the code that runs, where MLflow has not found it."""
+    if "mlflow.source.git.commit" in known:
+        return {}
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {"mlflow.source.git.commit": commit.stdout.strip()} if commit.returncode == 0 else {}
+
+
+def check_known(run_id: str) -> None:
+    """Raises InputError where the tracking store does not hold the run that is to be joined, or holds it as deleted."""
+    client, where = MlflowClient(), without_password(mlflow.get_tracking_uri())
+    try:
+        info = patiently(lambda: client.get_run(run_id)).info
+        above = patiently(lambda: client.get_experiment(info.experiment_id))
+    except MlflowException as error:
+        if error.error_code not in REFUSED:
+            raise
+        raise InputError(f"run {run_id}: {reason_of(error)[:200]} in {where}") from error
+    if above.lifecycle_stage != "active":
+        raise InputError(
+            f"run {run_id}: its experiment {above.name} is deleted in {where}: mlflow experiments restore "
+            f"--experiment-id {above.experiment_id} brings both back"
+        )
+    if info.lifecycle_stage != "active":
+        raise InputError(
+            f"run {run_id} is deleted in {where}: mlflow runs restore --run-id {run_id} brings it back"
+        )
+
+
+DELETE_WHEN_GONE = """
+import sys, psutil
+try:
+    psutil.Process(int(sys.argv[1])).wait()
+except psutil.NoSuchProcess:
+    pass
+from mlflow.tracking import MlflowClient
+MlflowClient().delete_run(sys.argv[2])
+"""
+
+
+def give_up(run_id: str, continues: str) -> None:
+    """Deletes (restorably) the run that `mlflow run` made in vain, since another one is gone on with.
+
+    `mlflow run` sets its run's status once more when its command has ended, and fails where the run is deleted by
+    then: a small process deletes the run when `mlflow run` has gone.
+    """
+    client, parent = MlflowClient(), launcher()
+    patiently(lambda: client.set_tag(run_id, "facerec.continues", continues))
+    if parent is None:
+        patiently(lambda: client.delete_run(run_id))
+    else:
+        subprocess.Popen(
+            [sys.executable, "-c", DELETE_WHEN_GONE, str(parent.pid), run_id],
+            # Not an argument: everybody on the machine can read those, and it may hold a password.
+            env={**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    os.environ.pop("MLFLOW_RUN_ID")
+
+
+def reach_tracking(settings: TrackingSettings | None = None) -> None:
+    """Finds out before any work is done whether the tracking store answers, and takes the run of these settings.
+
+    Raises:
+        InputError: it does not, or its experiment is deleted, or MLflow refuses the experiment's name.
+    """
+    try:
+        absolute_tracking_uri()
+        uri = mlflow.get_tracking_uri()
+        if uri.startswith(DATABASES):  # MLflow would try for minutes
+            create_engine(uri).connect().close()
+        with few_retries():
+            if settings is None or os.environ.get("MLFLOW_RUN_ID"):
+                patiently(lambda: MlflowClient().search_experiments(max_results=1))
+            else:
+                patiently(lambda: find_experiment(settings.experiment))
+    except (MlflowException, OSError, ImportError, SQLAlchemyError) as error:  # of a driver, too
+        raise InputError(trouble(error)) from error
