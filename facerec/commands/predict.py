@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from facerec.errors import InputError
-from facerec.inference.model_uri import ModelText
+from facerec.inference.model_uri import ModelText, check_model
 from facerec.runtime import console
 from facerec.runtime.paths import PathText, WrittenPath, as_given, expanded
 from facerec.runtime.text import brief, shown
@@ -84,6 +84,7 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
     if pair == search or len(asked) != 2:
         given = f"; given: {', '.join(asked)}" if asked else ""
         raise InputError(f"give two pictures (a and b), or a probe and a gallery{given}")
+    check_model(settings.model)
     from facerec.inference.embedder import FaceEmbedder
     from facerec.inference.model_uri import URIS
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from facerec.config.settings import Settings
-from facerec.inference.model_uri import URIS, ModelText
+from facerec.inference.model_uri import URIS, ModelText, check_model
 
 
 class ServeSettings(Settings):
@@ -42,6 +42,7 @@ def run(settings: ServeSettings, config: str | None = None) -> None:
     Raises:
         InputError: the model cannot be loaded, or the address cannot be used.
     """
+    check_model(settings.model)
     from facerec.serving.server import application, listen, serve
 
     if settings.model.startswith(URIS):

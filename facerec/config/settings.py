@@ -1,7 +1,7 @@
 """Settings: one pydantic model an entry point is its command line, its YAML keys, its `-P` keys and its MLflow params.
 
-A part of the package declares its own settings beside its code (`NetworkSettings` in network.py); an entry point's
-model inherits from the parts that it needs. Precedence: built-in defaults < YAML recipe < command line.
+A part of the package declares its own settings in a module that imports nothing heavy (`model/settings.py`); an entry
+point's model inherits from the parts that it needs. Precedence: built-in defaults < YAML recipe < command line.
 Every value arrives as text, also from YAML, and is validated once, by pydantic, so that a mistake reads the same
 wherever it was made.
 """

@@ -1,1 +1,1 @@
-"""TODO evaluation."""
+"""Embeddings to metrics with confidence intervals, on protocols that report train/test overlap."""

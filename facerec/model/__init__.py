@@ -1,0 +1,1 @@
+"""Images to embeddings: the network, Mamba's mixer and scan, and the kernels under them."""

@@ -1,1 +1,1 @@
-"""TODO report."""
+"""Pages, charts and tables, and what `evaluate` and `visualize` make of them."""

@@ -1,4 +1,4 @@
-"""Figures and pages of a run: the door to figures.py, sections.py and page.py.
+"""Figures and pages of a run: the door to charts.py, sections.py and html.py.
 
 `training_curves`, `similarity_histogram` and `roc_curve` return Plotly figures; `embedding_map` and
 `report_page` return whole pages as text; `write_html` writes either to one file that needs no

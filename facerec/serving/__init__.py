@@ -1,1 +1,1 @@
-"""TODO serving."""
+"""A logged model behind HTTP: the pyfunc, its limits, decoding in child processes, `facerec serve`."""

@@ -1,1 +1,1 @@
-"""TODO sweep."""
+"""Optuna studies over the settings of `train`: spaces, trials in MLflow, workers, the study's page."""

@@ -1,7 +1,7 @@
 """A search space: which settings of `train` a study varies, over what, and what it is after.
 
 A parameter is a setting of `train` with a range or choices; it may be switched on by another parameter's value,
-never change its choices. space_file.py reads one from YAML.
+never change its choices. space_yaml.py reads one from YAML.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Every random number of step s is drawn from generators seeded by (seed, s, rank)
 of s, so the state of a training is its weights, its optimiser, its EMA and a few counters: a checkpoint written after
 any step goes on to the same weights, bit for bit.
 
-Under torchrun each rank embeds its share of a batch and computes the loss of the whole (parallel.py says what that
+Under torchrun each rank embeds its share of a batch and computes the loss of the whole (distributed.py says what that
 does to the gradient); ranks take the same steps, and fail and stop after the same one.
 
 Axes: B batch, H W picture, E embedding_dim.

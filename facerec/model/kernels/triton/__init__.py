@@ -1,1 +1,1 @@
-"""TODO triton."""
+"""Triton kernels for CUDA; docs/gpu.md says how."""
