@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,3 +50,10 @@ def lfw() -> Path:
     if not path.is_dir():
         pytest.skip(f"no LFW at {path}: set FACEREC_LFW to its folder")
     return path
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

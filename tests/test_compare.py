@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from facerec import FaceEmbedder
 from facerec.inference.model_io import CARD
 from tests.conftest import PROJECT
-from tests.test_train_command import TINY
+from tests.helpers.commands import TINY
 
 SMALL = {
     key: value

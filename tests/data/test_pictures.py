@@ -13,7 +13,7 @@ from PIL import Image
 
 from facerec.data import decoding as pictures
 from facerec.data.decoding import PictureError, decode, from_pil, to_face
-from tests.data.picture_files import noise
+from tests.helpers.image_files import noise
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:

@@ -17,7 +17,7 @@ from facerec.data.csv_list import Columns
 from facerec.data.discovery import find_faces
 from facerec.data.splits import lfw_pairs
 from facerec.errors import InputError
-from tests.data.picture_files import people, save
+from tests.helpers.image_files import people, save
 
 LFW_NAMES = ("Aaron_Peirsol", "Abel_Pacheco")
 

@@ -23,7 +23,7 @@ from facerec.data.store import Store, open_store
 from facerec.errors import InputError
 from facerec.runtime import files
 from facerec.runtime.files import locked, publish_folder
-from tests.data.picture_files import people, save
+from tests.helpers.image_files import people, save
 
 
 @pytest.fixture

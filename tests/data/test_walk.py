@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from facerec.data.walk import walk
 from facerec.errors import InputError
-from tests.data.picture_files import save
-from tests.random_folders import check
+from tests.helpers.image_files import save
+from tests.helpers.random_folders import check
 
 
 @settings(max_examples=150, deadline=None)
