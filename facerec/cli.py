@@ -14,6 +14,7 @@ import click
 from facerec.config.mlproject import mlproject
 from facerec.config.options import SettingsCommand
 from facerec.config.recipe import resolve
+from facerec.config.reference import settings_page
 from facerec.config.settings import Settings
 from facerec.errors import InputError
 from facerec.runtime.console import drain, prepare
@@ -116,6 +117,24 @@ def write_mlproject(check: bool, file: Path) -> None:
         sys.exit(0 if current == text else 1)
     file.write_text(text, encoding="utf-8")
     click.echo(f"wrote {file}")
+
+
+@facerec.command("settings-reference")
+@click.option(
+    "--file",
+    default="docs/reference/settings.md",
+    show_default=True,
+    type=click.Path(path_type=Path),
+)
+def write_reference(file: Path) -> None:
+    """Write the docs' page of settings."""
+    file.write_text(reference_text(), encoding="utf-8")
+    click.echo(f"wrote {file}")
+
+
+def reference_text() -> str:
+    """What docs/reference/settings.md has to hold."""
+    return settings_page({command: load(entry)[0] for command, entry in ENTRIES.items()})
 
 
 def project_text() -> str:

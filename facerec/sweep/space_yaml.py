@@ -48,7 +48,7 @@ def read_space(path: str, known: type[Settings]) -> Space:
     if not file.is_file():
         where = "" if file.is_absolute() else f" in {Path.cwd()}"
         raise InputError(
-            f"space {path}: there is no such file{where}; sweeps/README.md shows how to write one"
+            f"space {path}: there is no such file{where}; docs/sweeps.md shows how to write one"
         )
     try:
         content = yaml_text.read(file)

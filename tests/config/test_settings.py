@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 from pydantic import Field
 
-from facerec.cli import ENTRIES, Commands, facerec, load, project_text
+from facerec.cli import ENTRIES, Commands, facerec, load, project_text, reference_text
 from facerec.config.options import SettingsCommand
 from facerec.config.recipe import resolve
 from facerec.config.settings import Settings, as_params, canonical
@@ -161,6 +161,11 @@ def test_mlproject_is_the_model():
         for alias in entry.names:
             declared = project["entry_points"][alias].get("parameters", {})
             assert set(declared) == required | ({"config"} if entry.recipe else set()), name
+
+
+def test_the_reference_of_settings_is_the_model():
+    text = (PROJECT / "docs/reference/settings.md").read_text()
+    assert text == reference_text(), "write it again: facerec settings-reference"
 
 
 def test_recipes_are_valid():

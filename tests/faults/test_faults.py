@@ -113,7 +113,7 @@ Trainer.validate = validate
 WAITING_IN_A_STEP = WAITING.replace("validate", "train_step").replace("self)", "self, *positions)")
 
 
-def test_training_goes_on_while_its_server_is_away(tmp_path, port):  # noqa: F811
+def test_training_goes_on_while_its_server_is_away(tmp_path, port):
     server, uri = serve(tmp_path, port), f"http://127.0.0.1:{port}"
     try:
         waiting = WAITING.format(go=str(tmp_path / "go"))
@@ -141,7 +141,7 @@ tracking.SILENT_SECONDS = 1  # less than the requests take together, more than o
 """
 
 
-def test_a_server_that_stays_away_loses_nothing(tmp_path, port):  # noqa: F811
+def test_a_server_that_stays_away_loses_nothing(tmp_path, port):
     server, uri = serve(tmp_path, port), f"http://127.0.0.1:{port}"
     try:
         process = train(tmp_path / "out", uri=uri, epochs="3")
@@ -169,7 +169,7 @@ def test_a_server_that_stays_away_loses_nothing(tmp_path, port):  # noqa: F811
         kill(server)
 
 
-def test_a_registry_that_is_away_at_the_end_costs_no_inherited_provenance(tmp_path, port):  # noqa: F811
+def test_a_registry_that_is_away_at_the_end_costs_no_inherited_provenance(tmp_path, port):
     server, uri = serve(tmp_path, port), f"http://127.0.0.1:{port}"
     try:
         code, said = ended(train(tmp_path / "first", uri=uri))

@@ -1,1 +1,1 @@
-"""Numba kernels that run on PyTorch's own threads; docs/kernels.md says how."""
+"""Numba kernels that run on PyTorch's own threads; docs/design/kernels.md says how."""
