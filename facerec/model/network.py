@@ -96,7 +96,7 @@ class StemBlock(nn.Module):
         self.norm1 = norm2d(norm, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.norm2 = norm2d(norm, channels)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
             self.shortcut = nn.Conv2d(channels_in, channels, stride, stride, bias=False)
 

@@ -306,8 +306,8 @@ def similarity_histogram(
     highest = max(float(np.max(trace.y)) for trace in figure.data)
     marked = sorted((thresholds or {}).items(), key=lambda item: item[1])
     _threshold_lines(figure, marked, 0.35 * edges[-1] + 0.65 * edges[0])
-    counts = (_compact(int(kind[-1])) for kind in (curve.true_accepts, curve.false_accepts))
-    words = zip(("blue", "vermilion"), ("■ Genuine", "■ Impostor"), counts, strict=True)
+    totals = (_compact(int(kind[-1])) for kind in (curve.true_accepts, curve.false_accepts))
+    words = zip(("blue", "vermilion"), ("■ Genuine", "■ Impostor"), totals, strict=True)
     key = "  ".join(
         f"<span style='color:{light(tone)}'>{word}</span> {n}" for tone, word, n in words
     )

@@ -96,7 +96,7 @@ def experiment_id(experiment: str | None) -> str:
     return found.experiment_id
 
 
-def check_names(settings: Any) -> None:
+def check_names(settings: Settings) -> None:
     """Raises InputError for a name in the settings that MLflow would refuse, maybe only at the end."""
     for setting in ("experiment", "run_name", "register"):
         if (value := getattr(settings, setting, None)) is not None:

@@ -32,7 +32,7 @@ MAP_FACES = 2000
 
 
 def keep_results(
-    trainer: Trainer, run: Run, settings: Any, folder: Path, references: Mapping[str, float]
+    trainer: Trainer, run: Run, settings: TrainSettings, folder: Path, references: Mapping[str, float]
 ) -> None:
     """Writes, then logs model and pages of a training that has ended, or was stopped, and says where they are.
 

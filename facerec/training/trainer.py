@@ -82,7 +82,7 @@ class Trainer:
         network: nn.Module,
         objective: Objective,
         store: Store,
-        settings: Any,
+        settings: TrainingSettings,
         save: Callable[[int, dict[str, Tensor], dict[str, Any]], Any] = lambda *parts: None,
         progress: bool = True,
         initial: Provenance | None = None,
@@ -122,7 +122,8 @@ class Trainer:
         )
         self.generator = torch.Generator(self.device)
         self.steps_per_epoch = len(self.train_labels) // self.batch.batch_size
-        self.step, self.best_value, self.history = 0, -1.0, []
+        self.step, self.best_value = 0, -1.0
+        self.history: list[dict[str, float]] = []
         self.best = clone_state(self.average.network)
         self.sums = {"loss": 0.0, "triplets": 0.0}
         self.last_loss = torch.zeros(())
