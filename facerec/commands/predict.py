@@ -62,7 +62,9 @@ with warnings.catch_warnings():
             "auto", description="Which face, where several are found; auto = as in training."
         )
         device: str = Field("auto", description="Where to compute: auto, cpu, cuda or cuda:N.")
-        json: bool = Field(False, description="Answer in JSON.")
+        json: bool = Field(  # type: ignore[assignment]  # pydantic's method of old
+            False, description="Answer in JSON."
+        )
         picture: WrittenPath | None = Field(
             None, description="File (PNG, JPEG) for the faces side by side."
         )
@@ -93,7 +95,7 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
         from facerec.tracking.run import reach_tracking
 
         reach_tracking()
-    target = None if settings.picture is None else writable(settings)
+    target = None if settings.picture is None else writable(settings.picture, settings)
     embedder = FaceEmbedder.load(settings.model, settings.device)
     if embedder.provenance.data.name == "demo":
         print("facerec: this model knows rendered people alone, not photographs", file=sys.stderr)
@@ -208,13 +210,13 @@ def keep_answer(run_id: str, answer: dict[str, Any]) -> None:
         print(f"facerec: answer.json is not in run {run_id}: {reason}", file=sys.stderr)
 
 
-def writable(settings: PredictSettings) -> Path:
+def writable(picture: str, settings: PredictSettings) -> Path:
     """Where the faces are to be shown.
 
     Raises:
         InputError: no name of a picture, no folder, or something that is asked about is there.
     """
-    path, name = expanded(settings.picture), f"picture={settings.picture}"
+    path, name = expanded(picture), f"picture={picture}"
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise InputError(f"{name}: a name that ends in .png or .jpg is due")
     if not path.parent.is_dir():

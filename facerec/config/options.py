@@ -71,7 +71,9 @@ def option(name: str, field: FieldInfo) -> click.Option:
     default = "required" if field.is_required() else canonical(field.default)
     kind = wanted(field)
     # `--json` alone is `--json true`.
-    alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if field.annotation is bool else {}
+    alone: dict[str, Any] = (
+        {"is_flag": False, "flag_value": "true"} if field.annotation is bool else {}
+    )
     return click.Option(
         ["--" + name.replace("_", "-"), name],
         metavar=f"[{kind}]" if "|" in kind else kind.split(" ")[0].upper(),

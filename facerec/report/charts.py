@@ -43,9 +43,14 @@ class Curve(Protocol):
         true_accepts, false_accepts: (T,) genuine and impostor pairs at or above each.
     """
 
-    thresholds: np.ndarray
-    true_accepts: np.ndarray
-    false_accepts: np.ndarray
+    @property
+    def thresholds(self) -> np.ndarray: ...
+
+    @property
+    def true_accepts(self) -> np.ndarray: ...
+
+    @property
+    def false_accepts(self) -> np.ndarray: ...
 
 
 def base_layout(height: int, **layout: Any) -> dict[str, Any]:

@@ -213,7 +213,9 @@ def _metric_cell(metric: Metric | None, bar: bool) -> str:
     interval = ""
     if metric.low is not None and metric.high is not None:
         interval = f'<span class="interval">[{metric.low:.3f}, {metric.high:.3f}]</span>'
-    drawn = _metric_bar(metric.value, metric.low, metric.high) if bar and 0 <= metric.value <= 1 else ""
+    drawn = (
+        _metric_bar(metric.value, metric.low, metric.high) if bar and 0 <= metric.value <= 1 else ""
+    )
     return f"<td><b>{metric.value:.3f}</b> {interval} {note}{drawn}</td>"
 
 

@@ -12,6 +12,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from typing import TextIO
 
 from tqdm import tqdm
 

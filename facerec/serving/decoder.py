@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -177,7 +177,7 @@ class Decoder:
         return child
 
 
-def send(file: BinaryIO, head: dict[str, Any], payload: Sequence[bytes] = ()) -> None:
+def send(file: IO[bytes], head: dict[str, Any], payload: Sequence[bytes] = ()) -> None:
     """Writes a message."""
     line = json.dumps({**head, "length": sum(map(len, payload))})
     file.write(line.encode() + b"\n")
@@ -186,7 +186,7 @@ def send(file: BinaryIO, head: dict[str, Any], payload: Sequence[bytes] = ()) ->
     file.flush()
 
 
-def receive(file: BinaryIO, most: int) -> tuple[dict[str, Any], bytes]:
+def receive(file: IO[bytes], most: int) -> tuple[dict[str, Any], bytes]:
     """Reads a message.
 
     Raises:
@@ -223,7 +223,7 @@ def main() -> None:
             alarm(0)
 
 
-def _answer(answers: BinaryIO, data: bytes, cut: dict[str, Any] | None) -> None:
+def _answer(answers: IO[bytes], data: bytes, cut: dict[str, Any] | None) -> None:
     try:
         if cut is None:
             send(answers, {"answer": measure(data)})

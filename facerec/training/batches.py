@@ -11,7 +11,6 @@ from facerec.data.settings import BatchSettings
 from facerec.errors import InputError
 from facerec.training import distributed as parallel
 
-
 BatchOrMore = TypeVar("BatchOrMore", bound=BatchSettings)
 
 

@@ -108,7 +108,9 @@ def check_teacher(settings: TrainSettings) -> None:
     dlib_files()
 
 
-def teacher_rows(settings: TrainSettings, store: Store, part: str, progress: bool = True) -> np.ndarray:
+def teacher_rows(
+    settings: TrainSettings, store: Store, part: str, progress: bool = True
+) -> np.ndarray:
     """What the student is to say of the pictures of a part: the teacher's embeddings, centred, of unit length.
 
     The mean of the training pictures' embeddings is taken off; dlib's is 0.91 of their length, and a student that
@@ -250,7 +252,12 @@ def start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None  # it was started by one
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def read_answers(path: Path, width: int) -> dict[str, np.ndarray]:
