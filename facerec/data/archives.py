@@ -106,9 +106,9 @@ def _members(archive: Path) -> Iterator[tuple[tarfile.TarInfo, Callable[[], Iter
                 return
             if member.size < 0:  # and so the next one, without end
                 raise InputError(f"{archive} is damaged, download it again: {member.size} bytes.")
-            # Or the one would hold all members, the other the headers of all; the stubs know neither as a container.
-            tar.members.clear()  # type: ignore[attr-defined]
-            tar.pax_headers.clear()  # type: ignore[attr-defined]
+            # Or the one would hold all members, the other the headers of all.
+            tar.members.clear()  # type: ignore[attr-defined]  # not public
+            tar.pax_headers.clear()  # type: ignore[attr-defined]  # a dict
             count, total = count + 1, total + member.size
             if count > MAX_MEMBERS or total > MAX_UNPACKED_BYTES:
                 raise InputError(
