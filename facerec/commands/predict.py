@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,9 @@ from facerec.runtime import console
 from facerec.runtime.paths import PathText, WrittenPath, as_given, expanded
 from facerec.runtime.text import brief, shown
 from facerec.tracking.settings import PrivacySettings, may_keep_faces
+
+if TYPE_CHECKING:
+    from facerec.inference.embedder import FaceEmbedder
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that `json` is a deprecated method of pydantic's too
@@ -110,16 +113,18 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
         side_by_side([*asked_about, *others], target, embedder, settings)
 
 
-def compare(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
+def compare(embedder: FaceEmbedder, settings: PredictSettings) -> dict[str, Any]:
     """The answer for two pictures."""
     a, b = settings.a, settings.b
+    assert a is not None and b is not None  # `run` sees to it
     verdict = embedder.compare(a, b, settings.far, **how(settings))
     return {"a": a, "b": b, **verdict.as_dict()}
 
 
-def identify(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
+def identify(embedder: FaceEmbedder, settings: PredictSettings) -> dict[str, Any]:
     """The answer for a probe and a gallery."""
     probe, folder = settings.probe, settings.gallery
+    assert probe is not None and folder is not None  # `run` sees to it
     embedder.judge(0.0, settings.far)  # an impossible FAR is told before any work
     gallery = embedder.gallery(folder, **how(settings))
     matches = embedder.identify(probe, gallery, settings.top, **how(settings))
@@ -231,7 +236,11 @@ def writable(picture: str, settings: PredictSettings) -> Path:
 
 
 def side_by_side(
-    paths: list[str], target: Path, embedder: Any, settings: PredictSettings, side: int = 256
+    paths: list[str],
+    target: Path,
+    embedder: FaceEmbedder,
+    settings: PredictSettings,
+    side: int = 256,
 ) -> None:
     """Writes the faces in a row, as the network sees them but for their size.
 
