@@ -7,7 +7,8 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import click
 
@@ -42,7 +43,7 @@ ENTRIES = {
 }
 
 
-def load(entry: Entry) -> tuple[type[Settings], Any]:
+def load(entry: Entry) -> tuple[type[Settings], ModuleType]:
     """Settings model and module of a command, imported when it is needed: --help must not wait for torch."""
     module = importlib.import_module(f"facerec.commands.{entry.module}")
     return module.SETTINGS, module
@@ -77,7 +78,7 @@ def first_line(module: str) -> str:
     return text.split('"""', 2)[1].strip().splitlines()[0]
 
 
-def command(name: str, model: type[Settings], module: Any) -> click.Command:
+def command(name: str, model: type[Settings], module: ModuleType) -> click.Command:
     """The click command of an entry point: options resolved into its settings, then `run`."""
     positional = getattr(module, "ARGUMENTS", ())
 

@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,9 @@ from facerec.runtime import console
 from facerec.runtime.paths import PathText, WrittenPath, as_given, expanded
 from facerec.runtime.text import brief, shown
 from facerec.tracking.settings import PrivacySettings, may_keep_faces
+
+if TYPE_CHECKING:
+    from facerec.inference.embedder import FaceEmbedder
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # that `json` is a deprecated method of pydantic's too
@@ -62,7 +65,9 @@ with warnings.catch_warnings():
             "auto", description="Which face, where several are found; auto = as in training."
         )
         device: str = Field("auto", description="Where to compute: auto, cpu, cuda or cuda:N.")
-        json: bool = Field(False, description="Answer in JSON.")
+        json: bool = Field(  # type: ignore[assignment]  # pydantic's method of old
+            False, description="Answer in JSON."
+        )
         picture: WrittenPath | None = Field(
             None, description="File (PNG, JPEG) for the faces side by side."
         )
@@ -93,7 +98,7 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
         from facerec.tracking.run import reach_tracking
 
         reach_tracking()
-    target = None if settings.picture is None else writable(settings)
+    target = None if settings.picture is None else writable(settings.picture, settings)
     embedder = FaceEmbedder.load(settings.model, settings.device)
     if embedder.provenance.data.name == "demo":
         print("facerec: this model knows rendered people alone, not photographs", file=sys.stderr)
@@ -108,16 +113,18 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
         side_by_side([*asked_about, *others], target, embedder, settings)
 
 
-def compare(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
+def compare(embedder: FaceEmbedder, settings: PredictSettings) -> dict[str, Any]:
     """The answer for two pictures."""
     a, b = settings.a, settings.b
+    assert a is not None and b is not None  # `run` sees to it
     verdict = embedder.compare(a, b, settings.far, **how(settings))
     return {"a": a, "b": b, **verdict.as_dict()}
 
 
-def identify(embedder: Any, settings: PredictSettings) -> dict[str, Any]:
+def identify(embedder: FaceEmbedder, settings: PredictSettings) -> dict[str, Any]:
     """The answer for a probe and a gallery."""
     probe, folder = settings.probe, settings.gallery
+    assert probe is not None and folder is not None  # `run` sees to it
     embedder.judge(0.0, settings.far)  # an impossible FAR is told before any work
     gallery = embedder.gallery(folder, **how(settings))
     matches = embedder.identify(probe, gallery, settings.top, **how(settings))
@@ -208,13 +215,13 @@ def keep_answer(run_id: str, answer: dict[str, Any]) -> None:
         print(f"facerec: answer.json is not in run {run_id}: {reason}", file=sys.stderr)
 
 
-def writable(settings: PredictSettings) -> Path:
+def writable(picture: str, settings: PredictSettings) -> Path:
     """Where the faces are to be shown.
 
     Raises:
         InputError: no name of a picture, no folder, or something that is asked about is there.
     """
-    path, name = expanded(settings.picture), f"picture={settings.picture}"
+    path, name = expanded(picture), f"picture={picture}"
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise InputError(f"{name}: a name that ends in .png or .jpg is due")
     if not path.parent.is_dir():
@@ -229,7 +236,11 @@ def writable(settings: PredictSettings) -> Path:
 
 
 def side_by_side(
-    paths: list[str], target: Path, embedder: Any, settings: PredictSettings, side: int = 256
+    paths: list[str],
+    target: Path,
+    embedder: FaceEmbedder,
+    settings: PredictSettings,
+    side: int = 256,
 ) -> None:
     """Writes the faces in a row, as the network sees them but for their size.
 

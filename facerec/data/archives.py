@@ -70,7 +70,7 @@ class _Member(tarfile.TarInfo):
     ) -> tarfile.TarInfo:  # tarfile's hook for subclasses
         if self.type in HEADERS and not 0 <= self.size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {self.size:,} bytes")
-        return super()._proc_member(archive)
+        return super()._proc_member(archive)  # type: ignore[misc]  # private, so without stubs
 
 
 def _extract(archive: Path, folder: Path, wanted: frozenset[str]) -> None:
@@ -106,8 +106,9 @@ def _members(archive: Path) -> Iterator[tuple[tarfile.TarInfo, Callable[[], Iter
                 return
             if member.size < 0:  # and so the next one, without end
                 raise InputError(f"{archive} is damaged, download it again: {member.size} bytes.")
-            tar.members.clear()  # which would hold them all, and this the headers of all
-            tar.pax_headers.clear()
+            # Or the one would hold all members, the other the headers of all.
+            tar.members.clear()  # type: ignore[attr-defined]  # not public
+            tar.pax_headers.clear()  # type: ignore[attr-defined]  # a dict
             count, total = count + 1, total + member.size
             if count > MAX_MEMBERS or total > MAX_UNPACKED_BYTES:
                 raise InputError(
@@ -126,6 +127,7 @@ def _open(archive: Path) -> tarfile.TarFile:
 def _content(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:
     with _damage_told(archive):
         file = tar.extractfile(member)
+    assert file is not None  # of a regular file
     while True:
         with _damage_told(archive):
             piece = file.read(PIECE)

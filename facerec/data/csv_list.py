@@ -82,7 +82,7 @@ def _columns(path: Path, rows: Sequence[Row], asked: Columns) -> tuple[int, int,
             f"{path}: its first line ({', '.join(heading)[:80]}) is neither a heading with a path and an identity, nor "
             "an image and a person: say --path-column and --label-column"
         )
-    place = {}
+    place: dict[str, int] = {}
     for kind, named in zip(("path", "label"), asked, strict=True):
         place[kind] = _column(path, heading, kinds, named, kind, taken=place.get("path"))
     title = {kind: heading[at] or f"number {at + 1}" for kind, at in place.items()}

@@ -252,7 +252,7 @@ def _white(grey: np.ndarray) -> int:
     least, most = float(grey.min()), float(grey.max())
     if least >= 0 and most == 0:
         return 255  # black by any measure
-    ranges = [(16, 255), (DEEPEST_14_BITS + 1, 65535)]
+    ranges: list[tuple[float, int]] = [(16, 255), (DEEPEST_14_BITS + 1, 65535)]
     ranges += [(1 / 16, 1)] if grey.dtype.kind == "f" else []
     for dimmest, white in ranges:
         if least >= 0 and dimmest <= most <= white:  # never with NaN

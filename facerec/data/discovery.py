@@ -98,9 +98,9 @@ def find_faces(
     if path.is_dir():
         return _from_folder(path, layout, cache)
     if is_csv:
-        faces, note = faces_in_csv(path, columns)
-        people = counts(name for _, name in faces)
-        return _face_list(path.stem, path.parent, "csv", faces, (f"{note}, {people}",))
+        listed, note = faces_in_csv(path, columns)
+        people = counts(name for _, name in listed)
+        return _face_list(path.stem, path.parent, "csv", listed, (f"{note}, {people}",))
     if path.name.lower().endswith(ARCHIVE_SUFFIXES):
         return _from_archive(path, cache, layout)
     raise InputError(

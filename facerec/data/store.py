@@ -27,7 +27,7 @@ from facerec.data.align import WARP_VERSION, face
 from facerec.data.csv_list import Columns
 from facerec.data.decoding import PictureError, decode, read_file
 from facerec.data.discovery import FaceList, cache_folder, find_faces
-from facerec.data.settings import DataSettings
+from facerec.data.settings import AlignSettings, DataSettings
 from facerec.data.splits import SPLIT_VERSION, split_by_identity
 from facerec.errors import InputError
 from facerec.runtime.files import cache_errors, publish_folder, read_json, remove_folder, write_json
@@ -166,8 +166,8 @@ def content_digest(identities: tuple[str, ...], hashes: list[str]) -> str:
 
 
 def _key(faces: FaceList, digest: str, settings: DataSettings) -> str:
-    parts = [FORMAT, digest, faces.paths, settings.image_size, settings.crop]
-    if getattr(settings, "align", "none") != "none":
+    parts: list[object] = [FORMAT, digest, faces.paths, settings.image_size, settings.crop]
+    if isinstance(settings, AlignSettings) and settings.align != "none":
         parts += [settings.align, settings.face_choice, WARP_VERSION]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 

@@ -77,7 +77,7 @@ def walk(root: Path) -> Walk:
     dead: list[Path] = []
     again: list[tuple[Path, Path]] = []
     read: dict[tuple[int, int], Path] = {}
-    folders, links = [root], []
+    folders, links = [root], list[Path]()
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
         key = _key(folder)
@@ -96,7 +96,8 @@ def walk(root: Path) -> Walk:
             elif entry.is_symlink() and not os.path.exists(path):
                 dead.append(path)
         links.sort()
-    return Walk(*(tuple(sorted(found)) for found in (images, hidden, dead, again)))
+    images, hidden, dead = sorted(images), sorted(hidden), sorted(dead)
+    return Walk(tuple(images), tuple(hidden), tuple(dead), tuple(sorted(again)))
 
 
 def _key(folder: Path) -> tuple[int, int]:

@@ -56,7 +56,7 @@ def model_column(
         store: the pictures, cut out as the model was trained; None where they are files.
         flip: average with the mirrored picture.
     """
-    count, failed = len(pictures.paths), {}
+    count, failed = len(pictures.paths), dict[str, str]()
     features = np.zeros((count, embedder.config.network.embedding_dim), np.float32)
     usable = np.zeros(count, bool)
     if store is not None:

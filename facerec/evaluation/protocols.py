@@ -287,7 +287,8 @@ def pair_list(path: str | Path) -> PairList:
         raise InputError(f"{path} holds pairs of one kind only: both, same and not, are due")
     paths = sorted({path for pair in found for path in pair[:2]})
     place = {path: i for i, path in enumerate(paths)}
-    first, second = (np.array([place[pair[k]] for pair in found]) for k in (0, 1))
+    first = np.array([place[pair[0]] for pair in found])
+    second = np.array([place[pair[1]] for pair in found])
     same = np.array([pair[2] for pair in found])
     hashes = [_hash(Path(path)) for path in paths]
     pictures = Pictures(paths, (), hashes, np.arange(len(paths)))

@@ -86,8 +86,10 @@ def retrieval(
         ValueError: if shapes disagree, an embedding is not finite, or no row has a mate.
     """
     probes, alone = unit(embeddings), gallery is None
-    gallery_rows = probes if alone else unit(gallery[0]).to(probes.device)
-    codes, gallery_codes = _codes(labels, labels if alone else gallery[1])
+    gallery_rows, gallery_labels = probes, labels
+    if gallery is not None:
+        gallery_rows, gallery_labels = unit(gallery[0]).to(probes.device), gallery[1]
+    codes, gallery_codes = _codes(labels, gallery_labels)
     if len(codes) != len(probes) or len(gallery_codes) != len(gallery_rows):
         raise ValueError("embeddings and labels must have the same length")
     mates = np.bincount(gallery_codes, minlength=codes.max() + 1)[codes] - int(alone)

@@ -11,7 +11,7 @@ Axes: N pictures, E embedding, G gallery.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
@@ -28,7 +28,7 @@ from facerec.data.decoding import PictureError
 from facerec.errors import InputError
 from facerec.inference.calibration import Comparison, judge
 from facerec.inference.gallery import Gallery, Match, gallery_files
-from facerec.inference.inputs import Picture, is_picture, label, pixels
+from facerec.inference.inputs import Picture, as_list, is_picture, label, pixels
 from facerec.inference.model_io import WEIGHTS, LoadedModel, ModelConfig, read_model
 from facerec.inference.model_uri import model_folder
 from facerec.model.network import activation_bytes
@@ -285,8 +285,7 @@ class FaceEmbedder:
         keep_going: bool = False,
     ) -> tuple[np.ndarray, list[int], dict[int, PictureError]]:
         """See `embed_usable`; without `keep_going` it ends at the first bad picture."""
-        several = isinstance(images, Iterable) and not is_picture(images)
-        pictures = list(images) if several else [images]
+        pictures = as_list(images)
         settings, frame = self.framing(align, choice)
         cut = partial(_face, settings=settings, frame=frame)
         rows = [np.empty((0, self.config.network.embedding_dim), np.float32)]
@@ -299,10 +298,10 @@ class FaceEmbedder:
                 failed |= {i: f for i, f in faces.items() if isinstance(f, PictureError)}
                 if failed and not keep_going:
                     break
-                usable = [i for i in faces if i not in failed]
+                usable = {i: f for i, f in faces.items() if not isinstance(f, PictureError)}
                 kept += usable
                 if usable:
-                    rows.append(self.embed_faces(np.stack([faces[i] for i in usable]), flip=flip))
+                    rows.append(self.embed_faces(np.stack([*usable.values()]), flip=flip))
         return np.concatenate(rows), kept, failed
 
     def framing(self, align: str, choice: str) -> tuple[ModelConfig, str | None]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 from PIL import Image
@@ -13,15 +14,25 @@ from facerec.data.decoding import MIN_SIDE, PictureError, decode, from_pil
 from facerec.runtime.paths import expanded, is_uri
 from facerec.runtime.text import shown
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
 Picture = Union[str, "PathLike[str]", bytes, Image.Image, np.ndarray]
 
 
-def is_picture(value: Any) -> bool:
-    """Whether this is one picture, and not several."""
+def is_picture(value: Any) -> TypeIs[Picture]:
+    """Whether this is one picture, and not several, as an array of four dimensions is."""
     if isinstance(value, np.ndarray):
         return value.ndim != 4
     kinds = (str, PathLike, bytes, bytearray, Image.Image)
     return isinstance(value, kinds) or hasattr(value, "read")  # an open file is none, nor several
+
+
+def as_list(images: Picture | Sequence[Picture]) -> list[Picture]:
+    """One picture or several, as a list; whatever else was handed over is taken for one."""
+    if is_picture(images):
+        return [images]
+    return list(images) if isinstance(images, Iterable) else [images]
 
 
 def label(picture: Picture, index: int) -> str:

@@ -151,8 +151,8 @@ def provenance(
 def check_hashes(store: Store, earlier: Provenance | None) -> None:
     """Raises InputError, before a training, where its provenance would be larger than a model folder's may be."""
     count = 2 * len(store.names) + len(store.labels)
-    for part in (earlier.train, earlier.val) if earlier else ():
-        count += sum(map(len, part.hashes().values()))
+    for part in seen_by(earlier)[1:] if earlier else ():
+        count += sum(len(hashes) for hashes in part.hashes().values())
     if count > MAX_HASHES:
         raise InputError(
             f"{store.name}: a model keeps a hash of each image and two of each person, at most {MAX_HASHES:,} with "
@@ -164,7 +164,7 @@ def _seen(store: Store, part: str, salt: str, earlier: Seen | None) -> Seen:
     """What a provenance holds of `train` or `val`, with what the model before had seen."""
     rows = store.indices(part)
     names = {store.names[label] for label in store.labels[rows]}
-    hashes = earlier.hashes() if earlier else {kind: set() for kind in HASHED}
+    hashes = earlier.hashes() if earlier else {kind: set[str]() for kind in HASHED}
     hashes[NAMES] |= _hashes(salt, map(identity, names))
     hashes[SIMILAR] |= _hashes(salt, map(fold_name, names))
     hashes[PICTURES] |= _hashes(salt, {store.picture_hashes[i] for i in rows})
@@ -197,8 +197,8 @@ def met(
     """
     asked, pictures = {identity(name) for name in names}, set(picture_hashes)
     counts = {"people": len(asked), "pictures": len(pictures)}
-    salt = checked(provenance).salt
-    for part, seen in (("train", provenance.train), ("val", provenance.val)):
+    salt, train, val = seen_by(provenance)
+    for part, seen in (("train", train), ("val", val)):
         listed = seen.hashes()
         exact = {name for name in asked if _hash(salt, name) in listed[NAMES]}
         folded = {name: _hash(salt, fold_name(name)) for name in asked - exact}
@@ -211,16 +211,23 @@ def met(
 
 
 def checked(provenance: Provenance) -> Provenance:
-    """The same.
+    """The same. Raises InputError as `seen_by`."""
+    seen_by(provenance)
+    return provenance
+
+
+def seen_by(provenance: Provenance) -> tuple[str, Seen, Seen]:
+    """The salt of its hashes, whom the model was trained on, and whom it was tuned on.
 
     Raises:
-        InputError: it does not tell whom the model has met.
+        InputError: it does not say whom the model has seen.
     """
-    if None in (provenance.salt, provenance.train, provenance.val):
+    salt, train, val = provenance.salt, provenance.train, provenance.val
+    if salt is None or train is None or val is None:
         raise InputError(
             "the model's provenance.json does not say whom it was trained on, so leaks cannot be told"
         )
-    return provenance
+    return salt, train, val
 
 
 def model_card(settings: Settings, figures: Mapping[str, float], provenance: Provenance) -> str:
@@ -232,11 +239,13 @@ def model_card(settings: Settings, figures: Mapping[str, float], provenance: Pro
         provenance: what `provenance` returned.
     """
     recipe, data = {**as_params(settings), **provenance.recipe}, provenance.data
+    _, train, val = seen_by(provenance)
+    assert data.digest is not None  # as `provenance` has it from the store
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(figures.items()))
     knobs = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())
     seen = "\n".join(
         f"- {use}: {seen.pictures:,} pictures of {seen.people:,} people."
-        for use, seen in (("Learnt from", provenance.train), ("Tuned on", provenance.val))
+        for use, seen in (("Learnt from", train), ("Tuned on", val))
     )
     return f"""# Face embedding model
 

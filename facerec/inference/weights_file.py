@@ -32,7 +32,12 @@ MAX_HEADER = (
     2**20
 )  # bytes; of 1,500 tensors, the most that a configuration makes, it has a sixth of them
 # Types of tensors: bytes of an element, and what it is in memory; half precision is how models are shipped.
-STORED = {"F32": (4, torch.float32), "F16": (2, torch.float32), "I64": (8, torch.int64)}
+StoredType = Literal["F32", "F16", "I64"]
+STORED: dict[StoredType, tuple[int, torch.dtype]] = {
+    "F32": (4, torch.float32),
+    "F16": (2, torch.float32),
+    "I64": (8, torch.int64),
+}
 
 
 def read_network(folder: Path, config: ModelConfig) -> nn.Module:
@@ -58,7 +63,7 @@ def read_network(folder: Path, config: ModelConfig) -> nn.Module:
 class _Tensor(Record):
     """What the header of a safetensors file says of a tensor."""
 
-    dtype: Literal[tuple(STORED)]
+    dtype: StoredType
     shape: list[Annotated[int, Field(ge=0, le=2**40)]] = Field(max_length=8)
 
     @property

@@ -19,7 +19,7 @@ from facerec.errors import InputError
 from facerec.losses.margin_softmax import MarginSoftmax
 from facerec.losses.mining import positive_pairs
 from facerec.losses.pairwise import PairLoss, TripletLoss
-from facerec.losses.settings import CLASSIFYING, DEFAULT_MARGIN, MINING, ObjectiveSettings
+from facerec.losses.settings import DEFAULT_MARGIN, MINING, ObjectiveSettings
 
 MINER_MARGIN = 0.2  # of a miner of triplets whose loss has none
 COLLAPSED_SPREAD = 1e-3  # root mean square distance of unit embeddings from their mean
@@ -54,11 +54,11 @@ class Objective(nn.Module):
         self.margin = settings.margin or DEFAULT_MARGIN.get(settings.loss)
         self.margin_warmup_epochs = settings.margin_warmup_epochs
         self.loss = make_loss(settings, self.margin, identities, embedding_dim, targets)
-        self.full_margin = getattr(self.loss, "margin", None)
+        self.full_margin = self.loss.margin if isinstance(self.loss, MarginSoftmax) else 0.0
 
     def at_epoch(self, epoch: float) -> None:
         """Sets the margin of arcface and cosface for a (fractional) epoch of the warm-up."""
-        if self.name in CLASSIFYING and self.margin_warmup_epochs > 0:
+        if isinstance(self.loss, MarginSoftmax) and self.margin_warmup_epochs > 0:
             self.loss.margin = self.full_margin * min(1.0, epoch / self.margin_warmup_epochs)
 
     def pairs(self, labels: np.ndarray) -> np.ndarray | None:
@@ -85,6 +85,8 @@ class Objective(nn.Module):
 class Distillation(nn.Module):
     """Mean of 1 - cosine between a picture's embedding and its row of `targets` (N, E)."""
 
+    targets: Tensor
+
     def __init__(self, targets: Tensor) -> None:
         super().__init__()
         self.register_buffer("targets", targets, persistent=False)
@@ -99,16 +101,19 @@ def make_loss(
     identities: int,
     embedding_dim: int,
     targets: Tensor | None = None,
-) -> nn.Module:
-    """The loss that the settings name."""
+) -> TripletLoss | PairLoss | MarginSoftmax | Distillation:
+    """The loss that the settings name; `margin` and `targets` where it needs them."""
     match settings.loss:
         case "triplet":
+            assert margin is not None
             return TripletLoss(margin, settings.miner)
         case "multi_similarity" | "supcon":
             return PairLoss(settings.loss, settings.miner, MINER_MARGIN, settings.temperature)
         case "arcface" | "cosface" | "subcenter_arcface":
+            assert margin is not None
             return MarginSoftmax(settings.loss, margin, settings.scale, identities, embedding_dim)
         case "distill":
+            assert targets is not None
             return Distillation(targets)
 
 

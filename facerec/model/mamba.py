@@ -61,7 +61,6 @@ class Mamba(nn.Module):
         scan_backend: str = "auto",
     ) -> None:
         super().__init__()
-        factory = {"device": device, "dtype": dtype}
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = int(expand * d_model)
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
@@ -71,7 +70,7 @@ class Mamba(nn.Module):
             scan_backend,
         )
 
-        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias, **factory)
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias, device=device, dtype=dtype)
         self.conv1d = nn.Conv1d(
             self.d_inner,
             self.d_inner,
@@ -79,19 +78,22 @@ class Mamba(nn.Module):
             groups=self.d_inner,
             padding=d_conv - 1,
             bias=conv_bias,
-            **factory,
+            device=device,
+            dtype=dtype,
         )
-        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False, **factory)
-        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, bias=True, **factory)
+        self.x_proj = nn.Linear(
+            self.d_inner, self.dt_rank + 2 * d_state, bias=False, device=device, dtype=dtype
+        )
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, bias=True, device=device, dtype=dtype)
         self._init_step(dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
 
         # S4D-real: A_n = -n, kept as a logarithm so that A stays negative.
         row = torch.arange(1, d_state + 1, dtype=torch.float32, device=device)
         self.A_log = nn.Parameter(torch.log(row).repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner, device=device))
-        self.A_log._no_weight_decay = True
-        self.D._no_weight_decay = True
-        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, **factory)
+        _mark(self.A_log, "_no_weight_decay")
+        _mark(self.D, "_no_weight_decay")
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, device=device, dtype=dtype)
 
     def _init_step(
         self, dt_min: float, dt_max: float, init: str, scale: float, floor: float
@@ -109,7 +111,7 @@ class Mamba(nn.Module):
         step = step.clamp(min=floor)
         with torch.no_grad():  # the inverse of softplus
             self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))
-        self.dt_proj.bias._no_reinit = True
+        _mark(self.dt_proj.bias, "_no_reinit")
 
     def forward(self, hidden: Tensor, reverse: bool = False) -> Tensor:
         """Mix the tokens.
@@ -134,3 +136,8 @@ class Mamba(nn.Module):
             backend=self.scan_backend,
         )
         return self.out_proj(mixed)
+
+
+def _mark(parameter: nn.Parameter, name: str) -> None:
+    """Marks a parameter for optimisers and initialisers, by the attribute that mamba-ssm has for that."""
+    setattr(parameter, name, True)

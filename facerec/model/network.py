@@ -8,7 +8,7 @@ Axes: B batch, H W picture, L tokens (row by row), D d_model, E embedding_dim.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +96,7 @@ class StemBlock(nn.Module):
         self.norm1 = norm2d(norm, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.norm2 = norm2d(norm, channels)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
             self.shortcut = nn.Conv2d(channels_in, channels, stride, stride, bias=False)
 
@@ -225,6 +225,14 @@ class _Float32(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@runtime_checkable
+class _WithImageSize(Protocol):
+    """Settings of an entry point, which say how large the picture is."""
+
+    @property
+    def image_size(self) -> int: ...
+
+
 def build_network(settings: NetworkSettings, image_size: int | None = None) -> nn.Module:
     """The network that the settings describe, with fresh weights from torch's global generator.
 
@@ -241,7 +249,11 @@ def build_network(settings: NetworkSettings, image_size: int | None = None) -> n
     Raises:
         InputError: if the patch size does not divide the picture.
     """
-    size = image_size if image_size is not None else settings.image_size
+    if image_size is not None:
+        size = image_size
+    else:
+        assert isinstance(settings, _WithImageSize), "image_size is missing"
+        size = settings.image_size
     check_sizes(settings, size)
     with torch.inference_mode(False), _Float32():
         if settings.backbone != "mamba":

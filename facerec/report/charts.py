@@ -43,9 +43,14 @@ class Curve(Protocol):
         true_accepts, false_accepts: (T,) genuine and impostor pairs at or above each.
     """
 
-    thresholds: np.ndarray
-    true_accepts: np.ndarray
-    false_accepts: np.ndarray
+    @property
+    def thresholds(self) -> np.ndarray: ...
+
+    @property
+    def true_accepts(self) -> np.ndarray: ...
+
+    @property
+    def false_accepts(self) -> np.ndarray: ...
 
 
 def base_layout(height: int, **layout: Any) -> dict[str, Any]:
@@ -306,8 +311,8 @@ def similarity_histogram(
     highest = max(float(np.max(trace.y)) for trace in figure.data)
     marked = sorted((thresholds or {}).items(), key=lambda item: item[1])
     _threshold_lines(figure, marked, 0.35 * edges[-1] + 0.65 * edges[0])
-    counts = (_compact(int(kind[-1])) for kind in (curve.true_accepts, curve.false_accepts))
-    words = zip(("blue", "vermilion"), ("■ Genuine", "■ Impostor"), counts, strict=True)
+    totals = (_compact(int(kind[-1])) for kind in (curve.true_accepts, curve.false_accepts))
+    words = zip(("blue", "vermilion"), ("■ Genuine", "■ Impostor"), totals, strict=True)
     key = "  ".join(
         f"<span style='color:{light(tone)}'>{word}</span> {n}" for tone, word, n in words
     )

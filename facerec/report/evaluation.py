@@ -117,11 +117,11 @@ def protocol_of(settings: EvaluateSettings, store: Store | None) -> Protocol:
     Raises:
         InputError: it does not fit the data.
     """
-    if settings.protocol == "identities":
+    if store is not None and settings.protocol == "identities":
         return identities(store, settings.split)
-    if settings.protocol == "lfw-view1":
+    if store is not None and settings.protocol == "lfw-view1":
         return lfw_view1(store)
-    if settings.protocol == "lfw-view2":
+    if store is not None and settings.protocol == "lfw-view2":
         return lfw_view2(store)
     if settings.protocol == "pairs":
         return pair_list(settings.data)
@@ -228,7 +228,11 @@ def report(
     first: FaceEmbedder,
 ) -> None:
     """Metrics, tags, page and JSON."""
-    leaks = {name: column.leak for name, column in columns.items() if column.is_model}
+    leaks = {
+        name: column.leak
+        for name, column in columns.items()
+        if column.is_model and column.leak is not None
+    }
     log(settings, mlflow_run, measured, leaks)
     folder = Path(settings.output) / mlflow_run.id
     page = draw(tables, measured, columns, first)

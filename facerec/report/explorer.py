@@ -18,7 +18,7 @@ from facerec.inference.calibration import Calibration
 from facerec.inference.embedder import FaceEmbedder
 from facerec.report import pages as plots
 from facerec.report.html import write_html
-from facerec.report.settings import PageSettings, VisualizeSettings
+from facerec.report.settings import PageSettings, ProtocolSettings, VisualizeSettings
 from facerec.report.tables import as_cells
 from facerec.runtime.console import say
 from facerec.runtime.paths import as_given
@@ -51,6 +51,7 @@ def run(settings: VisualizeSettings, config: str | None = None) -> None:
         mlflow_run.log_settings(settings, config)
         mlflow_run.log_data(store, settings.split)
         column = model_column(embedder, protocol.pictures, store, flip=False)
+        assert column.leak is not None  # of a model
         mlflow_run.tag(column.leak.tags())
         if column.leak.found:
             say(f"the model: {column.leak}")
@@ -65,7 +66,7 @@ def run(settings: VisualizeSettings, config: str | None = None) -> None:
             say("faces and names stay on this machine: --page-faces true lets MLflow keep them")
 
 
-def model_store(settings: PageSettings, embedder: FaceEmbedder) -> Store:
+def model_store(settings: PageSettings | ProtocolSettings, embedder: FaceEmbedder) -> Store:
     """The data set, cut out as the model was trained, and split as then where it is the model's own."""
     config = embedder.config
     wanted = {
@@ -102,7 +103,7 @@ def draw(
         images,
         title=f"{store.name}: {settings.split} people",
         subtitle=f"Model {as_given(settings.model)}",
-        notice=f"The model: {column.leak}." if column.leak.found else "",
+        notice=f"The model: {column.leak}." if column.leak and column.leak.found else "",
         metrics={"model": as_cells(measured.figures)} if measured.figures else None,
         metrics_note=f"{shown} {protocol.note} Brackets hold 95 % intervals.",
         curve=measured.curve,

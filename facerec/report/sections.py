@@ -213,17 +213,19 @@ def _metric_cell(metric: Metric | None, bar: bool) -> str:
     interval = ""
     if metric.low is not None and metric.high is not None:
         interval = f'<span class="interval">[{metric.low:.3f}, {metric.high:.3f}]</span>'
-    drawn = _metric_bar(metric) if bar and 0 <= metric.value <= 1 else ""
+    drawn = (
+        _metric_bar(metric.value, metric.low, metric.high) if bar and 0 <= metric.value <= 1 else ""
+    )
     return f"<td><b>{metric.value:.3f}</b> {interval} {note}{drawn}</td>"
 
 
-def _metric_bar(metric: Metric) -> str:
-    low = metric.value if metric.low is None else max(metric.low, 0.0)
-    high = metric.value if metric.high is None else min(metric.high, 1.0)
+def _metric_bar(value: float, low: float | None, high: float | None) -> str:
+    low = value if low is None else max(low, 0.0)
+    high = value if high is None else min(high, 1.0)
     return (
         '<span class="meter" aria-hidden="true">'
         f'<i style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>'
-        f'<b style="left:{100 * metric.value:.2f}%"></b></span>'
+        f'<b style="left:{100 * value:.2f}%"></b></span>'
     )
 
 

@@ -12,6 +12,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -53,7 +54,7 @@ class Heedless(io.TextIOWrapper):
             drain(self)
 
 
-def drain(stream: io.TextIOBase) -> None:
+def drain(stream: TextIO) -> None:
     """From now on a stream's file is nowhere, also for what still waits in it, and for other code that has it."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

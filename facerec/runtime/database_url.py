@@ -107,7 +107,9 @@ def values(text: str, value: re.Pattern[str]) -> Iterator[tuple[int, int]]:
     at = 0
     for name in NAME.finditer(text):
         if name.start() >= at and SENSITIVE.search(name[1]):
-            at = value.match(text, name.end()).end()
+            found = value.match(text, name.end())
+            assert found is not None  # an empty value matches too
+            at = found.end()
             yield name.end(), at
 
 

@@ -47,7 +47,9 @@ def resolve_precision(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch tells them since 2.11
+    capabilities: dict[str, bool] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # torch has them since 2.11
     return "bf16" if capabilities.get("amx_bf16") else "fp32"
 
 

@@ -12,16 +12,14 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from facerec.errors import InputError
 from facerec.runtime.text import one_line
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+fcntl = import_module("fcntl") if os.name == "posix" else None  # Windows has none
 
 DRAFT = ".tmp-"  # what the names of files begin with that are being written
 DRAFT_FOLDER = re.compile(r"\.facerec-([0-9a-f]{8})-[0-9a-f]{16}")  # folders that are, on a host

@@ -60,9 +60,8 @@ def as_given(text: str, typed_in: Path | None = None) -> str:
     typed_in = typed_in or launch_folder() or Path.cwd()
     for folder, sign in ((typed_in, ""), (Path.home(), f"~{os.sep}")):
         if folder != Path(folder.anchor):
-            text = re.sub(
-                rf"(^|(?<=,)){re.escape(f'{folder}{os.sep}')}", lambda _, sign=sign: sign, text
-            )
+            start = rf"(^|(?<=,)){re.escape(f'{folder}{os.sep}')}"
+            text = re.sub(start, sign.replace("\\", r"\\"), text)
     return text
 
 

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import IO, Annotated, Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -90,7 +90,7 @@ def opened(folder: Path, name: str, limit: int) -> Iterator[BinaryIO]:
         raise InputError(f"{folder}: {name} cannot be read: {reason}") from None
 
 
-def read_up_to(limit: int, file: BinaryIO) -> bytes:
+def read_up_to(limit: int, file: IO[bytes]) -> bytes:
     """What is left of a file, at most `limit` bytes; in pieces, since `read(limit)` would reserve all of them."""
     pieces = []
     while limit > 0 and (piece := file.read(min(limit, PIECE))):

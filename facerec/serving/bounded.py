@@ -201,7 +201,9 @@ def usable(found: Sequence[T | str], labels: Sequence[str]) -> list[T]:
     Raises:
         PictureError: the first reason why there is nothing, with the image's label.
     """
+    kept: list[T] = []
     for label, answer in zip(labels, found, strict=True):
         if isinstance(answer, str):
             raise PictureError(f"{label}: {answer}")
-    return list(found)
+        kept.append(answer)
+    return kept

@@ -15,8 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -67,7 +66,7 @@ class Decoder:
 
     def __init__(self, niceness: int = 0) -> None:
         self._niceness = niceness
-        self._child: subprocess.Popen | None = None
+        self._child: subprocess.Popen[bytes] | None = None
 
     def measure(self, images: Sequence[bytes], seconds: float) -> list[tuple[int, int] | str]:
         """Of each image, as of `pictures.measure`, pixels and pixels times scans; or why it cannot be used.
@@ -109,7 +108,9 @@ class Decoder:
         read: Callable[[Any, bytes], T],
     ) -> list[T | str]:
         """What `read` makes of the child's answers, of up to `most` bytes; text is why an image cannot be used."""
-        child, found = self._running(), []
+        child = self._running()
+        assert child.stdin is not None and child.stdout is not None  # pipes
+        found: list[T | str] = []
         with self._within(seconds):
             try:
                 head = {**head, "sizes": list(map(len, images)), "seconds": seconds}
@@ -127,7 +128,13 @@ class Decoder:
     def _within(self, seconds: float) -> Iterator[None]:
         """Kills the child after so many seconds. Raises TooSlow then."""
         overdue, child = threading.Event(), self._child
-        timer = threading.Timer(seconds, lambda: (overdue.set(), child.kill()))
+
+        def end() -> None:
+            overdue.set()
+            if child is not None:
+                child.kill()
+
+        timer = threading.Timer(seconds, end)
         timer.start()
         try:
             yield
@@ -139,16 +146,16 @@ class Decoder:
         if overdue.is_set():
             raise TooSlow
 
-    def _running(self) -> subprocess.Popen:
+    def _running(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
             self.close()
-            self._start()
+            return self._start()
         return self._child
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[bytes]:
         paths = [str(Path(__file__).parents[2]), *(path or os.getcwd() for path in sys.path)]
         try:
-            self._child = subprocess.Popen(
+            child = self._child = subprocess.Popen(
                 [sys.executable, "-I", "-c", CHILD, str(self._niceness), *paths],
                 env={**os.environ, **dict.fromkeys(THREADS, "1")},
                 stdin=subprocess.PIPE,
@@ -158,7 +165,8 @@ class Decoder:
             raise NoDecoder(f"no process can be started: {error.strerror}") from None
         try:
             with self._within(START_SECONDS):
-                ready = self._child.stdout.readline()
+                assert child.stdout is not None  # a pipe
+                ready = child.stdout.readline()
         except TooSlow:
             ready = b""
         if not ready:
@@ -166,9 +174,10 @@ class Decoder:
             raise NoDecoder(
                 "the process that decodes them does not start; the server's log says why"
             )
+        return child
 
 
-def send(file: BinaryIO, head: dict[str, Any], payload: Sequence[bytes] = ()) -> None:
+def send(file: IO[bytes], head: dict[str, Any], payload: Sequence[bytes] = ()) -> None:
     """Writes a message."""
     line = json.dumps({**head, "length": sum(map(len, payload))})
     file.write(line.encode() + b"\n")
@@ -177,7 +186,7 @@ def send(file: BinaryIO, head: dict[str, Any], payload: Sequence[bytes] = ()) ->
     file.flush()
 
 
-def receive(file: BinaryIO, most: int) -> tuple[dict[str, Any], bytes]:
+def receive(file: IO[bytes], most: int) -> tuple[dict[str, Any], bytes]:
     """Reads a message.
 
     Raises:
@@ -214,12 +223,13 @@ def main() -> None:
             alarm(0)
 
 
-def _answer(answers: BinaryIO, data: bytes, cut: dict[str, Any] | None) -> None:
+def _answer(answers: IO[bytes], data: bytes, cut: dict[str, Any] | None) -> None:
     try:
         if cut is None:
             send(answers, {"answer": measure(data)})
         else:
-            found = face(decode(data), SimpleNamespace(**cut), cut["frame"])
+            asked = Cut(**cut)
+            found = face(decode(data), asked, asked.frame)
             send(answers, {"answer": None}, [found.tobytes()])
     except InputError as error:
         send(answers, {"answer": str(error)})

@@ -110,8 +110,8 @@ class FaceModel(PythonModel):
         self._embedder.judge(0.0, far)  # an impossible FAR is told before any work
         a, b = self._embed(columns, how)
         verdicts = [self._embedder.judge(float(s), far) for s in np.clip((a * b).sum(1), -1, 1)]
-        names = ("similarity", "probability", "same_person")
-        rows = {name: [getattr(v, name) for v in verdicts] for name in names}
+        fields = ("similarity", "probability", "same_person")
+        rows = {name: [getattr(v, name) for v in verdicts] for name in fields}
         return pd.DataFrame(rows, index=frame.index)
 
     def _embed(self, columns: list[pd.Series], how: dict[str, Any]) -> list[np.ndarray]:
@@ -121,7 +121,7 @@ class FaceModel(PythonModel):
         if is_served():
             both = self._bounded.embed([*chain(*pictures)], [*chain(*labels)], **how)
             return np.split(both, len(columns))
-        names = [column.name for column in columns]
+        names = [str(column.name) for column in columns]
         return [self._embed_here(*column, how) for column in zip(names, pictures, strict=True)]
 
     def _embed_here(self, name: str, pictures: list[Any], how: dict[str, Any]) -> np.ndarray:

@@ -11,6 +11,7 @@ import http
 import json
 import socket
 import sys
+from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +24,12 @@ from facerec.runtime.text import brief, one_line
 from facerec.serving.limits import Limits
 from facerec.serving.pyfunc import FaceModel
 from facerec.tracking.registry import signature
+
+# As ASGI has them; a connection's scope is such a mapping too.
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 # Content types, and what separates values in them; base64 has none of these.
 MARKS = {"application/json": b",:[{", "text/csv": b",\n"}
@@ -50,13 +57,13 @@ class Guard:
         limits: `rows` bounds what a body may hold (400), `seconds` how long it may take to arrive (408).
     """
 
-    def __init__(self, app: Any, max_body: int, max_requests: int, limits: Limits) -> None:
+    def __init__(self, app: App, max_body: int, max_requests: int, limits: Limits) -> None:
         self._app, self._max_body, self._limits = app, max_body, limits
         self._max_requests, self._requests = max_requests, 0
         self._held = 0  # bytes of bodies
         self._parser = ThreadPoolExecutor(1)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Passes a request on, or refuses it."""
         if (
             scope["type"] == "lifespan"
@@ -77,7 +84,7 @@ class Guard:
             self._requests -= 1
             self._held -= len(body)
 
-    async def _accept(self, scope: Any, receive: Any, body: bytearray) -> None:
+    async def _accept(self, scope: Message, receive: Receive, body: bytearray) -> None:
         """Reads the body of a request that may be passed on."""
         if self._requests > self._max_requests:
             raise Refusal(
@@ -96,7 +103,7 @@ class Guard:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._parser, _check, body, kind, self._limits.rows)
 
-    async def _read(self, headers: dict[bytes, str], receive: Any, body: bytearray) -> None:
+    async def _read(self, headers: dict[bytes, str], receive: Receive, body: bytearray) -> None:
         """Reads the body; one that is too long is read on for as much again, slowly, since a sender who writes reads
         no answer."""
         too_long = Refusal(413, f"a body of more than {self._max_body:,} bytes (--max-body-mb)")
@@ -135,17 +142,17 @@ def _check(body: bytearray, kind: str, rows: int) -> None:
             raise Refusal(400, f"not valid JSON: {one_line(error)[:200]}") from None
 
 
-def _replayed(body: bytes, receive: Any) -> Any:
+def _replayed(body: bytes, receive: Receive) -> Receive:
     """`receive` of a request whose body has been read."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def replay() -> Any:
+    async def replay() -> Message:
         return messages.pop() if messages else await receive()
 
     return replay
 
 
-async def _answer(send: Any, refusal: Refusal) -> None:
+async def _answer(send: Send, refusal: Refusal) -> None:
     """As MLflow answers an error. The connection ends, since the rest of a body may still be on its way."""
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     name = http.HTTPStatus(refusal.status).name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -105,14 +106,15 @@ def study_figures(
         # The default, PED-ANOVA, looks at the spread of good trials alone, and calls a parameter that TPE has settled
         # early unimportant.
         forest = FanovaImportanceEvaluator(seed=0)
-        for title, make, more in (
-            ("History", draw.plot_optimization_history, {}),
-            ("Importances", draw.plot_param_importances, {"evaluator": forest}),
-            ("Parallel coordinates", draw.plot_parallel_coordinate, {}),
-            ("Slices", draw.plot_slice, {}),
-        ):
-            given = {"target": target_of(study, index), "target_name": name, **more}
-            figure = attempt(lambda make=make, given=given: make(study, **given), study)
+        plots: dict[str, Callable[..., go.Figure]] = {
+            "History": draw.plot_optimization_history,
+            "Importances": partial(draw.plot_param_importances, evaluator=forest),
+            "Parallel coordinates": draw.plot_parallel_coordinate,
+            "Slices": draw.plot_slice,
+        }
+        target = target_of(study, index)
+        for title, make in plots.items():
+            figure = attempt(partial(make, study, target=target, target_name=name), study)
             rows.append((title + about, WORDS[title], figure))
     if len(objectives) == 1:
         figure = attempt(lambda: draw.plot_intermediate_values(study), study)

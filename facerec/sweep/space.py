@@ -59,7 +59,7 @@ class Parameter:
             return trial.suggest_categorical(self.name, self.values)
         low, high = self.values
         if self.kind == "int":
-            return trial.suggest_int(self.name, low, high, step=self.step or 1, log=self.log)
+            return trial.suggest_int(self.name, low, high, step=int(self.step or 1), log=self.log)
         return trial.suggest_float(self.name, low, high, step=self.step, log=self.log)
 
 

@@ -82,8 +82,8 @@ def parse_space(content: Any, known: type[Settings]) -> Space:
         fixed=fixed,
         objectives=parse_objectives(content.get("objective", "val/map_at_r")),
         constraints=parse_constraints(content.get("constraints") or {}),
-        sampler=one_of(content.get("sampler"), SAMPLERS, "sampler", "tpe"),
-        pruner=one_of(content.get("pruner"), PRUNERS, "pruner", None),
+        sampler=one_of(content.get("sampler"), SAMPLERS, "sampler") or "tpe",
+        pruner=one_of(content.get("pruner"), PRUNERS, "pruner"),
     )
     for name in fixed:
         if name in space.always_searched:
@@ -109,10 +109,10 @@ def check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:
             raise InputError(f"there is no {what} {name!r}{hint}")
 
 
-def one_of(value: Any, known: tuple[str, ...], what: str, default: str | None) -> str | None:
-    """A name out of `known`. Raises InputError."""
+def one_of(value: Any, known: tuple[str, ...], what: str) -> str | None:
+    """A name out of `known`, or nothing. Raises InputError."""
     if value is None:
-        return default
+        return None
     check_names([str(value)], known, what)
     return str(value)
 
@@ -208,14 +208,14 @@ def conditions(
     when = {}
     for name, values in parameter.when.items():
         above = parameters[name]
-        values = values if isinstance(values, list) else [values]
+        listed = list(values) if isinstance(values, list) else [values]
         try:
             when[name] = tuple(
-                check_value(name, above.setting, above.kind, value, known) for value in values
+                check_value(name, above.setting, above.kind, value, known) for value in listed
             )
             strange = [value for value in when[name] if value not in above.values]
         except InputError:
-            strange = values
+            strange = listed
         if strange and (above.kind == "categorical" or name not in when):
             raise InputError(
                 f"parameter {parameter.name}: {name} is never {brief(strange[0])}; its choices: {brief(above.values)}"

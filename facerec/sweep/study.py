@@ -12,12 +12,14 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from facerec.errors import InputError
@@ -64,7 +66,8 @@ def open_study(
         InputError: if there is one that is about something else; what differs is named.
     """
     try:
-        study = optuna.create_study(storage=storage, study_name=name, directions=directions)
+        ways = [StudyDirection[direction.upper()] for direction in directions]
+        study = optuna.create_study(storage=storage, study_name=name, directions=ways)
         study.set_user_attr("described", described)
         return study, True
     except optuna.exceptions.DuplicatedStudyError:
@@ -280,10 +283,15 @@ def is_surplus(study: optuna.Study, goal: int, number: int) -> bool:
 def give_up_failing(study: optuna.Study) -> None:
     """Raises InputError where the trials that ended last all ended with an error."""
     ended = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-    last = sorted(ended, key=lambda t: t.datetime_complete)[-MAX_FAILURES:]
+    last = sorted(ended, key=_ended_at)[-MAX_FAILURES:]
     errors = [t.user_attrs["error"] for t in last if "error" in t.user_attrs]
     if len(errors) == MAX_FAILURES:
         raise InputError(f"{MAX_FAILURES} trials in a row failed, the last with: {errors[-1]}")
+
+
+def _ended_at(trial: FrozenTrial) -> datetime:
+    assert trial.datetime_complete is not None  # of one that has
+    return trial.datetime_complete
 
 
 def trial_seed(study: optuna.Study, seed: int, index: int) -> int:

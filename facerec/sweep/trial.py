@@ -29,6 +29,7 @@ from facerec.runtime.console import prepare, say
 from facerec.runtime.mlflow_errors import reason_of
 from facerec.runtime.signals import Stopped, stop_softly
 from facerec.sweep.optuna_factory import make_pruner, make_sampler, open_storage
+from facerec.sweep.settings import SweepSettings
 from facerec.sweep.space import Space
 from facerec.sweep.study import Deaths, count, work
 from facerec.sweep.workers import BAD_INPUT, follow_parent
@@ -48,7 +49,7 @@ class Job:
     """What every worker of a study knows; it is sent to other processes.
 
     Attributes:
-        settings: what `sweep` was told, of type SweepSettings.
+        settings: what `sweep` was told.
         space: what is searched.
         study: its name.
         storage: journal or URL.
@@ -56,7 +57,7 @@ class Job:
         tracking: MLflow's tracking URI.
     """
 
-    settings: Any
+    settings: SweepSettings
     space: Space
     study: str
     storage: str

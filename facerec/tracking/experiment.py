@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlflow
 from mlflow.entities import Experiment
@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils import validation
 
+from facerec.config.settings import Settings
 from facerec.errors import InputError
 from facerec.runtime.database_url import without_password
 from facerec.runtime.mlflow_errors import REFUSED
@@ -61,6 +62,7 @@ def find_experiment(experiment: str | None) -> Experiment | None:
     where = without_password(mlflow.get_tracking_uri())
     if wanted.name is None:
         try:
+            assert wanted.id is not None  # what has no name has an id
             found = client.get_experiment(wanted.id)
         except MlflowException as error:
             if error.error_code not in REFUSED:
@@ -88,7 +90,9 @@ def experiment_id(experiment: str | None) -> str:
     found = find_experiment(experiment)
     if found is None:
         try:
-            return MlflowClient().create_experiment(asked(experiment).name)
+            name = asked(experiment).name
+            assert name is not None  # an id is found, or refused
+            return MlflowClient().create_experiment(name)
         except MlflowException as error:  # another run was faster
             found = find_experiment(experiment)
             if found is None:
@@ -96,7 +100,7 @@ def experiment_id(experiment: str | None) -> str:
     return found.experiment_id
 
 
-def check_names(settings: Any) -> None:
+def check_names(settings: Settings) -> None:
     """Raises InputError for a name in the settings that MLflow would refuse, maybe only at the end."""
     for setting in ("experiment", "run_name", "register"):
         if (value := getattr(settings, setting, None)) is not None:

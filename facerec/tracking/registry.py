@@ -29,7 +29,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, get_model_info
 from mlflow.models.model import ModelInfo
-from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 from PIL import Image
 
 import facerec
@@ -100,7 +100,8 @@ def signature() -> ModelSignature:
 
     It says nothing of what predict gives: MLflow has one schema, and embeddings and verdicts are two.
     """
-    columns = [ColSpec("string", name, required=False) for name in ("image", "image_a", "image_b")]
+    names = ("image", "image_a", "image_b")
+    columns: list[ColSpec | TensorSpec] = [ColSpec("string", n, required=False) for n in names]
     params = [
         ParamSpec("far", "double", 1e-3),
         ParamSpec("flip", "boolean", False),

@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import mlflow
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.data.sources import LocalArtifactDatasetSource
+from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made as MLflow starts
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient, fluent
@@ -147,6 +148,7 @@ class Run:
 
     def kept(self, reason: str) -> InputError:
         """The sentence for a training whose tracking store is away at its end."""
+        assert self.outbox is not None  # within `keeping`
         folder, store = self.outbox.path.parent, without_password(self.uri)
         return InputError(
             f"not all of run {self.id} could be sent to {store} ({reason}): metrics, checkpoints and what else was "
@@ -163,7 +165,8 @@ class Run:
         say(f"MLflow at {without_password(self.uri)} is back: all that was kept has been sent")
         monitor = fluent.run_id_to_system_metrics_monitor.get(self.id)
         thread = getattr(monitor, "_process", None)
-        if thread is not None and not thread.is_alive():  # it gives up when a server is away
+        # It gives up when a server is away.
+        if monitor is not None and thread is not None and not thread.is_alive():
             monitor.start()
 
     def set_aside(self, path: Path, reason: str) -> None:
@@ -222,8 +225,8 @@ class Run:
         """As few requests as MLflow allows."""
         size = AT_ONCE[kind]
         for first in range(0, len(items), size):
-            part = {kind: items[first : first + size]}
-            self.ask(lambda part=part: self.client.log_batch(self.id, **part))
+            part: dict[str, Any] = {kind: items[first : first + size]}
+            self.ask(partial(self.client.log_batch, self.id, **part))
 
     def new(self, metrics: Sequence[Metric]) -> list[Metric]:
         """Those whose step is not there."""
@@ -289,7 +292,10 @@ class Run:
     def log_data(self, store: Store, context: str) -> None:
         """The data set, by name and digest, as the run's input."""
         source = LocalArtifactDatasetSource(as_given(as_utf8(str(store.root))))
-        dataset = MetaDataset(source=source, name=as_utf8(store.name), digest=store.digest[:32])
+        # MLflow leaves its own class abstract by the name, and makes it nevertheless.
+        dataset = MetaDataset(  # type: ignore[abstract]
+            source=source, name=as_utf8(store.name), digest=store.digest[:32]
+        )
         patiently(lambda: mlflow.log_input(dataset, context=context))
         counts = {part: len(store.indices(part)) for part in ("train", "val", "test")}
         self.tag(
@@ -335,11 +341,11 @@ def open_run(settings: TrackingSettings, run_id: str | None) -> Run:
         if settings.system_metrics:
             mlflow.set_system_metrics_sampling_interval(10)
         started = joined_run()
-        if run_id or started:
-            check_known(run_id or started)
+        joined = run_id or started
+        if joined:
+            check_known(joined)
         if run_id and started and started != run_id:
             give_up(started, run_id)
-        joined = run_id or started
         above = None if joined else patiently(lambda: experiment_id(settings.experiment))
         active = patiently(
             lambda: mlflow.start_run(
@@ -393,7 +399,7 @@ def bury_nested(parent: str, having: Mapping[str, str], tags: Mapping[str, str])
     for run in found:
         Run(run.info.run_id).tag(tags)
         if run.info.status == "RUNNING":
-            patiently(lambda run_id=run.info.run_id: client.set_terminated(run_id, "KILLED"))
+            patiently(partial(client.set_terminated, run.info.run_id, "KILLED"))
 
 
 @contextmanager

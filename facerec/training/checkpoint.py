@@ -66,7 +66,7 @@ class Checkpoints:
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest whole checkpoint, and a sentence for every damaged one that was passed over."""
-        damaged = []
+        damaged: list[str] = []
         for path in reversed(self.paths()):
             try:
                 return read(path), damaged
@@ -118,4 +118,6 @@ def read(path: Path) -> Checkpoint:
             raise ValueError("its state is no list of facts")
     except UNREADABLE as error:
         raise InputError(f"{path} is no checkpoint of facerec: {brief(error)}") from error
-    return Checkpoint(int(PATTERN.fullmatch(path.name)[1]), tensors, state)
+    named = PATTERN.fullmatch(path.name)
+    assert named is not None  # as `Checkpoints.paths` finds them
+    return Checkpoint(int(named[1]), tensors, state)

@@ -34,7 +34,7 @@ class World(NamedTuple):
 
     rank: int = 0
     size: int = 1
-    patient: Any = None
+    patient: dist.ProcessGroup | None = None
 
 
 _world = World()
@@ -50,7 +50,7 @@ def launched() -> bool:
 
 
 @cache
-def rendezvous() -> tuple[Any, int, int]:
+def rendezvous() -> tuple[dist.Store, int, int]:
     """The store over which ranks find each other, this process's rank and their number."""
     return next(dist.rendezvous("env://"))
 
@@ -78,7 +78,9 @@ def ranks(device: str) -> Iterator[None]:
         take_gpu()
     store, rank, size = rendezvous()
     dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
-    _world = World(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE))
+    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert not isinstance(patient, int)  # which stands for a group without this rank
+    _world = World(rank, size, patient)
     with lost_ranks_told(), ExitStack() as stack:
         if rank > 0:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8", errors="replace"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mlflow.exceptions import MlflowException
@@ -26,13 +25,18 @@ from facerec.tracking.run import Run
 from facerec.tracking.settings import may_keep_faces
 from facerec.training.checkpoint import Checkpoints
 from facerec.training.distillation.teacher import TEACHERS
+from facerec.training.settings import TrainSettings
 from facerec.training.trainer import Trainer
 
 MAP_FACES = 2000
 
 
 def keep_results(
-    trainer: Trainer, run: Run, settings: Any, folder: Path, references: Mapping[str, float]
+    trainer: Trainer,
+    run: Run,
+    settings: TrainSettings,
+    folder: Path,
+    references: Mapping[str, float],
 ) -> None:
     """Writes, then logs model and pages of a training that has ended, or was stopped, and says where they are.
 

@@ -26,7 +26,7 @@ def learning_rate(step: int, steps_per_epoch: int, settings: TrainerSettings) ->
 
 def parameter_groups(modules: list[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
     """Parameters in two groups: those that decay, and norms, biases, positions, A and D, which do not."""
-    decay, free = [], []
+    decay, free = list[nn.Parameter](), list[nn.Parameter]()
     for module in modules:
         for name, parameter in module.named_parameters():
             exempt = parameter.ndim < 2 or getattr(parameter, "_no_weight_decay", False)

@@ -11,6 +11,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def run(settings: TrainSettings, config: str | None = None) -> None:
         parallel.from_first(lambda: reach_tracking(settings))
         resumed = None
         if settings.resume:
-            resumed = parallel.from_first(lambda: find(settings.output, settings.resume))
+            resumed = parallel.from_first(partial(find, settings.output, settings.resume))
             resumed.check_ranks(parallel.world().size)
         store = parallel.first_before_others(lambda: open_data(settings))
         if resumed:
@@ -156,7 +157,7 @@ def train_in(
 ) -> Trainer:
     """`train` in the run's folder, with its outbox open."""
     trainer = make_trainer(settings, store, folder, checkpoint)
-    describe(mlflow_run, trainer, store)
+    describe(mlflow_run, settings, trainer, store)
     references = reference_lines(settings, store)
     if not checkpoint:
         mlflow_run.log_metrics(
@@ -200,7 +201,8 @@ def make_trainer(
     check_hashes(store, initial)
     identities = len(np.unique(store.labels[store.indices("train")]))
     kept = initial.model_dump(exclude_none=True) if initial else None
-    targets, blends, facts = None, None, {"initial": kept}
+    targets, blends = None, None
+    facts: dict[str, object] = {"initial": kept}
     if settings.teacher:
         rows, blends = lessons(settings, store, progress)
         targets = torch.from_numpy(rows)
@@ -243,7 +245,7 @@ def start_from(network: nn.Module, source: str) -> Provenance:
 
 def keeper(
     folder: Path, settings: TrainSettings, store: Store, more: Mapping[str, Any]
-) -> Callable[..., Path]:
+) -> Callable[..., Path | None]:
     """Saves checkpoints that know their settings, data and what `more` says; the first rank's do for all."""
     if not parallel.is_first():
         return lambda step, tensors, state: None
@@ -278,10 +280,10 @@ def check(settings: TrainSettings) -> None:
         ) from error
 
 
-def describe(mlflow_run: Run, trainer: Trainer, store: Store) -> None:
+def describe(mlflow_run: Run, settings: TrainSettings, trainer: Trainer, store: Store) -> None:
     """What is about to happen, on the console and as tags."""
-    backend = resolve_backend(trainer.settings.scan_backend, trainer.device)
-    usual = resolve_precision(trainer.settings.precision, trainer.device)
+    backend = resolve_backend(settings.scan_backend, trainer.device)
+    usual = resolve_precision(settings.precision, trainer.device)
     parameters = parameter_count(trainer.network)
     train, val = (store.labels[store.indices(part)] for part in ("train", "val"))
     blends = trainer.extra_pictures

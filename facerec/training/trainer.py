@@ -46,6 +46,7 @@ from facerec.training.batches import check_whole_batch, whole_batch
 from facerec.training.checkpoint import Checkpoint
 from facerec.training.memory import memory_told
 from facerec.training.optim import Average, clone_state, learning_rate, parameter_groups
+from facerec.training.settings import TrainingSettings
 
 READ_EVERY = 50  # steps between two looks at the loss on CUDA, each of which waits for the device
 RESIDENT_SHARE = 0.25  # of the free device memory that the training pictures may take
@@ -82,7 +83,7 @@ class Trainer:
         network: nn.Module,
         objective: Objective,
         store: Store,
-        settings: Any,
+        settings: TrainingSettings,
         save: Callable[[int, dict[str, Tensor], dict[str, Any]], Any] = lambda *parts: None,
         progress: bool = True,
         initial: Provenance | None = None,
@@ -122,9 +123,10 @@ class Trainer:
         )
         self.generator = torch.Generator(self.device)
         self.steps_per_epoch = len(self.train_labels) // self.batch.batch_size
-        self.step, self.best_value, self.history = 0, -1.0, []
+        self.step, self.best_value = 0, -1.0
+        self.history: list[dict[str, float]] = []
         self.best = clone_state(self.average.network)
-        self.sums = {"loss": 0.0, "triplets": 0.0}
+        self.sums: dict[str, float | Tensor] = {"loss": 0.0, "triplets": 0.0}
         self.last_loss = torch.zeros(())
         self.saved_at, self.saving_seconds = time.monotonic(), math.inf
         self.batches: np.ndarray | None = None  # of the epoch at hand
@@ -169,13 +171,13 @@ class Trainer:
                 self.checkpoint()
             if stop is not None:
                 raise stop
-        self.read_sums()
+        sums = self.read_sums()
         seconds = time.monotonic() - started
         row = {
             "epoch": epoch + 1,
-            "train/loss": self.sums["loss"] / self.steps_per_epoch,
+            "train/loss": sums["loss"] / self.steps_per_epoch,
             "train/lr": learning_rate(self.step - 1, self.steps_per_epoch, self.settings),
-            "train/triplets": self.sums["triplets"] / self.steps_per_epoch,
+            "train/triplets": sums["triplets"] / self.steps_per_epoch,
             "train/images_per_second": pictures / seconds if seconds else 0.0,
         }
         self.batches = None
@@ -191,8 +193,8 @@ class Trainer:
         stop = (
             self.stop
         )  # read once: a signal from here on counts after the next step, on all ranks
-        code, due = parallel.largest(getattr(stop, "code", 0), due)
-        return stop or (Stopped(code) if code else None), bool(due)
+        code, any_due = parallel.largest(getattr(stop, "code", 0), due)
+        return stop or (Stopped(code) if code else None), bool(any_due)
 
     def plan(self, epoch: int) -> np.ndarray:
         """Batches of an epoch (steps, batch_size): by chance, or of people who are confused with each other now."""
@@ -282,10 +284,12 @@ class Trainer:
             pairs, self.device
         )
 
-    def read_sums(self) -> None:
+    def read_sums(self) -> dict[str, float]:
         """Sums of the epoch as numbers; waits for the device."""
         self.check_loss()
-        self.sums = {name: float(value) for name, value in self.sums.items()}
+        sums = {name: float(value) for name, value in self.sums.items()}
+        self.sums = {**sums}
+        return sums
 
     def seed_step(self) -> None:
         """Seeds torch's generator and the augmentation's by (seed, step, rank), each in its own way."""
@@ -361,7 +365,7 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Hands the whole state to `save`."""
-        self.read_sums()
+        sums = self.read_sums()
         started = time.monotonic()
         tensors = {f"network/{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"objective/{k}": v for k, v in self.objective.state_dict().items()}
@@ -376,7 +380,7 @@ class Trainer:
         state = {
             "best_value": self.best_value,
             "history": self.history,
-            "sums": self.sums,
+            "sums": sums,
             "precision": self.precision,
             "threads": torch.get_num_threads(),
         }

@@ -50,7 +50,8 @@ class Dice:
         return (self.uniform() + self.uniform() + self.uniform() - 1.5) * spread
 
     def colour(self, low: int, high: int) -> Colour:
-        return tuple(low + self.below(high - low + 1) for _ in range(3))
+        red, green, blue = (low + self.below(high - low + 1) for _ in range(3))
+        return red, green, blue
 
     def bytes(self, shape: tuple[int, ...]) -> np.ndarray:
         count = int(np.prod(shape))
@@ -60,7 +61,10 @@ class Dice:
 
 def mix(a: Colour, b: Colour, t: float) -> Colour:
     """`a` at t = 0, `b` at t = 1."""
-    return tuple(min(255, max(0, int(x + (y - x) * t + 0.5))) for x, y in zip(a, b, strict=True))
+    red, green, blue = (
+        min(255, max(0, int(x + (y - x) * t + 0.5))) for x, y in zip(a, b, strict=True)
+    )
+    return red, green, blue
 
 
 def dark(colour: Colour, t: float) -> Colour:

@@ -96,7 +96,8 @@ def _occlude(canvas: Canvas, person: Person, d: Dice) -> None:
     """In a third of the pictures something stands before the face."""
     what, colour = d.uniform(), _cloth(d)
     if what < 0.08:
-        parts.draw_sunglasses(canvas, person, tuple(c // 4 for c in colour))
+        red, green, blue = (c // 4 for c in colour)
+        parts.draw_sunglasses(canvas, person, (red, green, blue))
     elif what < 0.16:
         parts.draw_scarf(canvas, d.uniform(0.42, 0.66), colour)
     elif what < 0.24:

@@ -57,9 +57,8 @@ def scan(
         )
     u, delta, B, C = (t.to(u.dtype).contiguous() for t in (u, delta, B, C))
     z = z.to(u.dtype).contiguous() if z is not None else None
-    A, D, delta_bias = (
-        t.float().contiguous() if t is not None else None for t in (A, D, delta_bias)
-    )
+    A = A.float().contiguous()
+    D, delta_bias = (t.float().contiguous() if t is not None else None for t in (D, delta_bias))
     result = function(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
     return result if return_last_state else (result, None)
 

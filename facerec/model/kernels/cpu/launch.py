@@ -145,7 +145,8 @@ def launch_scan_backward(
     if splits > 1:
         for whole, part in zip(grad_bc, partial, strict=True):
             whole.copy_(part.view(batch, groups, splits, states, length).sum(2))
-    return _split_sum(shares, states)
+    grad_a, grad_d, grad_bias = _split_sum(shares, states)
+    return grad_a, grad_d, grad_bias
 
 
 def _splits(batch: int, groups: int, group_blocks: int) -> int:
@@ -194,4 +195,5 @@ def launch_conv_backward(grad, x, weight, bias, silu, reverse, grad_x) -> tuple[
             as_view(shares[:, width]),
         ],
     )
-    return _split_sum(shares, width)
+    grad_w, grad_bias = _split_sum(shares, width)
+    return grad_w, grad_bias

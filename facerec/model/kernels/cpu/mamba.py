@@ -61,42 +61,45 @@ def _halves(xz: Tensor) -> tuple[Tensor, Tensor]:
     return x, z
 
 
-def _matrices(projected: Tensor, rank: int, states: int) -> list[Tensor]:
+def _matrices(projected: Tensor, rank: int, states: int) -> tuple[Tensor, Tensor]:
     """The parts B and C of (B, L, R + 2 N), each as (B, 1, N, L)."""
-    return [
+    B, C = (
         projected[:, None, :, first : first + states].transpose(2, 3)
         for first in (rank, rank + states)
-    ]
+    )
+    return B, C
 
 
 @operator("inner_forward", f"({_INNER_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor)")
 def _inner_forward(
     xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias, reverse, keep
 ):
-    weights = (conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias)
-    floats = list(map(as_float, weights))
+    conv_weight, x_proj_weight, dt_proj_weight, A = (
+        t.float() for t in (conv_weight, x_proj_weight, dt_proj_weight, A)
+    )
+    conv_bias, D, delta_bias = map(as_float, (conv_bias, D, delta_bias))
     out, projected, kept = _inner_buffers(xz, x_proj_weight, A, keep)
     whole = projected
     if not keep:
         whole = projected.new_empty(*out.shape[:2], x_proj_weight.shape[0])
     rank, states = dt_proj_weight.shape[1], A.shape[1]
     for part, u, delta in _chunks(xz, A.shape[0]):
-        x, z = _halves(as_float(xz[part]))
+        x, z = _halves(xz[part].float())
         out_part, of_part = out[part], whole[part]
         gated = _float_room(out_part)
         rows = of_part.view(-1, of_part.shape[2])
-        launch_conv(x, *floats[:2], True, reverse, u.transpose(1, 2))
+        launch_conv(x, conv_weight, conv_bias, True, reverse, u.transpose(1, 2))
         # With `out=`, so that a surrounding autocast leaves the products alone.
-        torch.mm(u.view(-1, u.shape[2]), floats[2].t(), out=rows)
-        torch.mm(rows[:, :rank], floats[3].t(), out=delta.view(-1, u.shape[2]))
+        torch.mm(u.view(-1, u.shape[2]), x_proj_weight.t(), out=rows)
+        torch.mm(rows[:, :rank], dt_proj_weight.t(), out=delta.view(-1, u.shape[2]))
         launch_scan(
             u.transpose(1, 2),
             delta.transpose(1, 2),
-            floats[4],
+            A,
             *_matrices(of_part, rank, states),
-            floats[5],
+            D,
             z,
-            floats[6],
+            delta_bias,
             True,
             reverse,
             gated.transpose(1, 2),
@@ -196,7 +199,7 @@ def _inner_backward_chunk(
 ) -> list[Tensor]:
     """Writes the gradient of xz; returns those of the weights, for some pictures."""
     xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight, A, D, delta_bias = floats
-    channels, states, rank = *A.shape, dt_proj_weight.shape[1]
+    (channels, states), rank = A.shape, dt_proj_weight.shape[1]
     x, z = _halves(xz)
     grad_x, grad_z = _halves(grad_xz)
     launch_conv(x, conv_weight, conv_bias, True, reverse, u.transpose(1, 2))

@@ -53,10 +53,9 @@ def wants_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def token_major(
-    batch: int, channels: int, length: int, like: Tensor, dtype=torch.float32
-) -> Tensor:
-    """(B, D, L) with the channels innermost."""
+def token_major(like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Room in the shape of `like` (B, D, L), with the channels innermost."""
+    batch, channels, length = like.shape
     return like.new_empty((batch, length, channels), dtype=dtype).transpose(1, 2)
 
 
@@ -99,13 +98,20 @@ _SCAN_INPUTS = (
 def _scan_forward(u, delta, A, B, C, D, z, delta_bias, softplus, reverse, last, keep):
     batch, channels, length = u.shape
     states = A.shape[1]
-    out = token_major(batch, channels, length, u)
+    out = token_major(u)
     h = u.new_empty((batch, channels, states) if last else (0,), dtype=torch.float32)
     kept = u.new_empty(0, dtype=torch.float32)
     if keep:
         kept = new_kept(batch, channels, length, states, B.shape[1], u)
     launch_scan(
-        *map(as_float, (u, delta, A, B, C, D, z, delta_bias)),
+        u.float(),
+        delta.float(),
+        A.float(),
+        B.float(),
+        C.float(),
+        as_float(D),
+        as_float(z),
+        as_float(delta_bias),
         softplus,
         reverse,
         out,
@@ -119,7 +125,7 @@ def _scan_forward(u, delta, A, B, C, D, z, delta_bias, softplus, reverse, last, 
 def _(u, delta, A, B, C, D, z, delta_bias, softplus, reverse, last, keep):
     batch, channels, length = u.shape
     states = A.shape[1]
-    out = token_major(batch, channels, length, u, u.dtype)
+    out = token_major(u, u.dtype)
     h = u.new_empty((batch, channels, states) if last else (0,), dtype=torch.float32)
     kept = u.new_empty(0, dtype=torch.float32)
     if keep:
@@ -132,17 +138,22 @@ def _(u, delta, A, B, C, D, z, delta_bias, softplus, reverse, last, keep):
     f"(Tensor grad, Tensor? grad_last, Tensor kept, {_SCAN_INPUTS}) -> Tensor[]",
 )
 def _scan_backward(grad, grad_last, kept, u, delta, A, B, C, D, z, delta_bias, softplus, reverse):
-    batch, channels, length = u.shape
     tensors = (u, delta, A, B, C, D, z, delta_bias)
-    floats = list(map(as_float, tensors))
-    grads = [token_major(batch, channels, length, u) for _ in range(2)]
-    grads.append(token_major(batch, channels, length, u) if z is not None else None)
+    grads: list[Tensor | None] = [token_major(u) for _ in range(2)]
+    grads.append(token_major(u) if z is not None else None)
     grad_bc = [torch.empty(B.shape, dtype=torch.float32) for _ in range(2)]
     grad_a, grad_d, grad_bias = launch_scan_backward(
         grad.float(),
         as_float(grad_last),
         kept if kept.numel() else None,
-        *floats,
+        u.float(),
+        delta.float(),
+        A.float(),
+        B.float(),
+        C.float(),
+        as_float(D),
+        as_float(z),
+        as_float(delta_bias),
         softplus,
         reverse,
         grads,
@@ -164,13 +175,12 @@ def _scan_backward(grad, grad_last, kept, u, delta, A, B, C, D, z, delta_bias, s
 
 @torch.library.register_fake("facerec::scan_backward")
 def _(grad, grad_last, kept, u, delta, A, B, C, D, z, delta_bias, softplus, reverse):
-    batch, channels, length = u.shape
     shapes = []
     for tensor in (u, delta, A, B, C, D, z, delta_bias):
         if tensor is None:
             shapes.append(u.new_empty(0, dtype=torch.float32))
         elif tensor is u or tensor is delta or tensor is z:
-            shapes.append(token_major(batch, channels, length, u, tensor.dtype))
+            shapes.append(token_major(u, tensor.dtype))
         else:
             shapes.append(tensor.new_empty(tensor.shape))
     return shapes
@@ -207,14 +217,14 @@ torch.library.register_autograd("facerec::scan_forward", _scan_autograd, setup_c
     "(Tensor x, Tensor weight, Tensor? bias, bool silu, bool reverse) -> Tensor",
 )
 def _conv_forward(x, weight, bias, silu, reverse):
-    out = token_major(*x.shape, x)
-    launch_conv(*map(as_float, (x, weight, bias)), silu, reverse, out)
+    out = token_major(x)
+    launch_conv(x.float(), weight.float(), as_float(bias), silu, reverse, out)
     return out.to(x.dtype)
 
 
 @torch.library.register_fake("facerec::conv_forward")
 def _(x, weight, bias, silu, reverse):
-    return token_major(*x.shape, x, x.dtype)
+    return token_major(x, x.dtype)
 
 
 @operator(
@@ -223,9 +233,9 @@ def _(x, weight, bias, silu, reverse):
     " -> (Tensor, Tensor, Tensor)",
 )
 def _conv_backward(grad, x, weight, bias, silu, reverse):
-    grad_x = token_major(*x.shape, x)
+    grad_x = token_major(x)
     grad_w, grad_bias = launch_conv_backward(
-        *map(as_float, (grad, x, weight, bias)), silu, reverse, grad_x
+        grad.float(), x.float(), weight.float(), as_float(bias), silu, reverse, grad_x
     )
     return (
         grad_x.to(x.dtype),
@@ -238,7 +248,7 @@ def _conv_backward(grad, x, weight, bias, silu, reverse):
 def _(grad, x, weight, bias, silu, reverse):
     grad_bias = x.new_empty(0, dtype=torch.float32) if bias is None else bias.new_empty(bias.shape)
     return (
-        token_major(*x.shape, x, x.dtype),
+        token_major(x, x.dtype),
         weight.new_empty(weight.shape),
         grad_bias,
     )

@@ -437,15 +437,16 @@ def scan_backward(
         kept = scan_forward(
             *inputs, delta_softplus, reverse=reverse, return_last_state=False, keep=True
         )[2]
+    assert kept is not None  # it was asked for
     plan = plan or backward_plan(batch, channels, length, groups, states)
     width = channels // groups
     blocks = triton.cdiv(width, plan.channels)
     parts = triton.cdiv(batch, plan.pictures)
     every = interval(states, length)
     du, dd, dz = like(u), like(delta), like(z) if z is not None else None
-    new = {"device": u.device, "dtype": torch.float32}
-    dB, dC = torch.empty((2, batch, groups * blocks, states, length), **new)
-    shares = torch.zeros((parts, states + 2, channels), **new)
+    device, dtype = u.device, torch.float32
+    dB, dC = torch.empty((2, batch, groups * blocks, states, length), device=device, dtype=dtype)
+    shares = torch.zeros((parts, states + 2, channels), device=device, dtype=dtype)
     with torch.cuda.device_of(u):
         _backward_kernel[(parts * groups * blocks,)](
             grad_out,
@@ -465,8 +466,8 @@ def scan_backward(
             dB,
             dC,
             shares,
-            torch.empty((parts, every // plan.rows, states, channels), **new),
-            torch.empty((parts, states, channels), **new),
+            torch.empty((parts, every // plan.rows, states, channels), device=device, dtype=dtype),
+            torch.empty((parts, states, channels), device=device, dtype=dtype),
             batch,
             length,
             channels,
