@@ -61,8 +61,8 @@ LIBRARIES = (
 
 # What the package's modules read; only asked where neither an installer nor git says what the package is.
 ASSETS = (
-    *("map.css", "map.html", "map.js", "page.css", "page.html", "page.js"),
-    *("lfw_dev_test.txt", "lfw_dev_train.txt"),
+    *(f"report/assets/{part}.{kind}" for part in ("map", "page") for kind in ("css", "html", "js")),
+    *("data/lfw_dev_test.txt", "data/lfw_dev_train.txt"),
 )
 
 
@@ -291,14 +291,18 @@ def _tracked(folder: Path) -> list[Path]:
     return [folder / os.fsdecode(name) for name in names if name]
 
 
-def _found(folder: Path) -> Iterator[Path]:
+def _found(folder: Path) -> list[Path]:
     """Modules of folders with an `__init__.py`, and ASSETS."""
+    return [*_modules(folder), *(folder / name for name in ASSETS)]
+
+
+def _modules(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         if path.is_symlink() or path.name.startswith("."):
             continue
         if path.is_dir() and (path / "__init__.py").is_file():
-            yield from _found(path)
-        elif path.suffix == ".py" or path.name in ASSETS:
+            yield from _modules(path)
+        elif path.suffix == ".py":
             yield path
 
 

@@ -20,6 +20,8 @@ from tests.conftest import PROJECT
 from tests.helpers.commands import TINY, environment, flags
 from tests.helpers.models import picture
 
+pytestmark = pytest.mark.slow
+
 INSTALL = ("python3 -m venv", "mlflow run")  # which other tests, and `.ci/run`, do
 
 

@@ -37,6 +37,8 @@ from tests.helpers.proxy import proxy
 from tests.helpers.runs import MAIN, only_run
 from tests.helpers.trainers import small, trainer
 
+pytestmark = pytest.mark.slow
+
 STARTED: list[subprocess.Popen[str]] = []
 
 

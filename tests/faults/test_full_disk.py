@@ -16,6 +16,8 @@ from tests.helpers.commands import TINY, environment, flags
 from tests.helpers.image_files import people
 from tests.helpers.runs import MAIN, only_run
 
+pytestmark = pytest.mark.slow
+
 UNSHARE = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
 
 # Another process takes what is left of the disk at the moment when `target` is called for the nth time.

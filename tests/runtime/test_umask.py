@@ -46,7 +46,7 @@ def test_every_file_and_folder_is_for_whom_the_umask_says(tmp_path, own_tracking
     with mlflow.start_run(experiment_id=mlflow.set_experiment("facerec").experiment_id):
         log_model(made / "model")
     found = [*made.rglob("*"), *(own_tracking / "artifacts").rglob("*")]
-    assert {"images.u8", "0.png", "weights.safetensors", "serving.py"} <= {p.name for p in found}
+    assert {"images.u8", "0.png", "weights.safetensors", "pyfunc.py"} <= {p.name for p in found}
     wrong = {
         str(path): oct(mode)
         for path in found

@@ -18,7 +18,6 @@ import pytest
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 
-from facerec.commands import sweep
 from facerec.config.recipe import resolve, validate
 from facerec.data.store import open_store
 from facerec.errors import InputError
@@ -270,7 +269,7 @@ def test_tuning_reads_the_pictures_of_training_and_validation_people_alone(optio
         store = open_store(settings, progress)
         return dataclasses.replace(store, images=Watched(store.images))
 
-    monkeypatch.setattr(sweep, "open_store", watched)
+    monkeypatch.setattr("facerec.sweep.run.open_store", watched)
     monkeypatch.setattr(sweep_trial, "open_store", watched)
     sweep_here(options)
     settings = validate(
@@ -320,6 +319,7 @@ def test_a_run_that_mlflow_run_made_for_a_joining_worker_is_given_up(options, mo
         sweep_here({**options, "trials": "3", "epochs": "1"})
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_trial_which_goes_on_to_the_same_weights(options, tmp_path):
     options = {**options, "trials": "2", "epochs": "20"}
     process = start_sweep(options, tmp_path / "log")
@@ -348,6 +348,7 @@ def test_ctrl_c_saves_the_trial_which_goes_on_to_the_same_weights(options, tmp_p
     }
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_workers_cleanly(options, tmp_path):
     options = {**options, "trials": "9", "epochs": "200", "workers": "2"}
     process = start_sweep(options, tmp_path / "log")
@@ -374,6 +375,7 @@ def test_mlflow_run_keeps_the_study_in_its_own_run(options):
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_trial_tried_again(options, tmp_path):
     options = {**options, "trials": "4", "epochs": "20", "workers": "2"}
     process = start_sweep(options, tmp_path / "log")
@@ -392,6 +394,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_tried_again(options, tmp_path
     assert not any(psutil.pid_exists(t.user_attrs["worker"]["pid"]) for t in study.trials)
 
 
+@pytest.mark.slow
 def test_everything_killed_at_once_goes_on_at_the_next_start(options, tmp_path):
     options = {**options, "trials": "3", "epochs": "20", "workers": "2"}
     process = start_sweep(options, tmp_path / "log")

@@ -32,6 +32,8 @@ from tests.helpers.sweeping import (
     sweep_here,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def postgres_folder() -> Path:
     """Where pg_ctl is; Debian keeps it off the PATH."""

@@ -173,15 +173,15 @@ def test_what_is_logged_beside_the_weights(tmp_path: Path, monkeypatch: pytest.M
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text("secret")
     (package / "linked.py").symlink_to(tmp_path / "facerec" / "venv" / "module.py")
-    (package / "page.css").unlink()
-    (package / "page.css").symlink_to(package / "secrets.json")
+    (package / "report/assets/page.css").unlink()
+    (package / "report/assets/page.css").symlink_to(package / "secrets.json")
     (tmp_path / "model" / "secrets.json").write_text("secret")
     monkeypatch.setattr("facerec.tracking.registry.facerec.__file__", str(package / "__init__.py"))
     uri = f"runs:/{logged(tmp_path / 'model')}/model"
     folder = Path(mlflow.artifacts.download_artifacts(uri))
     names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     code = {name.removeprefix("code/") for name in names if name.startswith("code/")}
-    assert code == own - {"facerec/page.css"}
+    assert code == own - {"facerec/report/assets/page.css"}
     assert {n for n in names if n.startswith("artifacts/")} == {
         f"artifacts/face_model/{name}" for name in FILES
     }

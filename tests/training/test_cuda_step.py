@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from facerec.data import sampling as batches
+from facerec.data.augmentation import to_input
 from facerec.losses import pairwise as pair_losses
 from facerec.model.network import build_network
 from facerec.runtime import device as compute
@@ -133,7 +133,7 @@ def test_bf16_autocast_and_channels_last(monkeypatch):
             module.register_forward_hook(lambda _, x, y, name=name: seen.update({name: (x[0], y)}))
         raw = torch.empty(16, 16, 16, 3, dtype=torch.uint8, device=CARD)
         with compute.autocast("auto", CARD):
-            embeddings = network(batches.to_input(raw))
+            embeddings = network(to_input(raw))
     assert seen["embed.stem.0.conv1"][0].is_contiguous(memory_format=torch.channels_last)
     for name in (
         "embed.stem.0.conv1",

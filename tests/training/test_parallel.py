@@ -23,7 +23,10 @@ from tests.helpers.commands import TINY, environment, flags
 from tests.helpers.ranks import LOSSES, one_step
 from tests.helpers.runs import histories, weights
 
-pytestmark = pytest.mark.timeout(900)  # six seconds a process to import, where the machine is busy
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+]  # six seconds a process to import, where the machine is busy
 
 
 def torchrun(ranks: int, *what: str) -> subprocess.Popen[str]:

@@ -38,6 +38,7 @@ def start(output, *more: str, entry: str = "train", **given: str) -> subprocess.
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ["train", "finetune"])
 def test_a_killed_run_ends_where_it_would_have(tmp_path, own_tracking, entry):
     given = LONG
