@@ -25,8 +25,9 @@ from facerec.config.recipe import resolve
 from facerec.config.settings import as_params, defaults
 from facerec.evaluation.candidates import model_column
 from facerec.evaluation.confidence import Figure
+from facerec.evaluation.lfw import lfw_view1
 from facerec.evaluation.overlap import Leak
-from facerec.evaluation.protocols import identities, lfw_view1
+from facerec.evaluation.protocols import identities
 from facerec.inference.embedder import FaceEmbedder
 from facerec.report.evaluation import measure
 from facerec.report.explorer import model_store
@@ -34,7 +35,8 @@ from facerec.report.settings import EvaluateSettings
 from facerec.report.tables import as_metrics
 from facerec.runtime.console import say
 from facerec.runtime.device import resolve_device, resolve_precision
-from facerec.tracking.run import Run, absolute_tracking_uri
+from facerec.tracking.address import absolute_tracking_uri
+from facerec.tracking.run import Run
 from facerec.training.checkpoint import Checkpoints
 from facerec.training.resume import FREE
 from facerec.training.settings import TrainSettings

@@ -95,7 +95,7 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
 
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id or settings.model.startswith(URIS):
-        from facerec.tracking.run import reach_tracking
+        from facerec.tracking.address import reach_tracking
 
         reach_tracking()
     target = None if settings.picture is None else writable(settings.picture, settings)

@@ -41,9 +41,9 @@ def run(settings: RegisterSettings, config: str | None = None) -> None:
         InputError: no such run, no model in it, or the comparison cannot be made.
     """
     from facerec.runtime.console import answer
+    from facerec.tracking.address import reach_tracking
     from facerec.tracking.experiment import check_name
     from facerec.tracking.registry import register
-    from facerec.tracking.run import reach_tracking
 
     check_name("name", settings.name)
     reach_tracking()

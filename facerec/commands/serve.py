@@ -46,7 +46,7 @@ def run(settings: ServeSettings, config: str | None = None) -> None:
     from facerec.serving.server import application, listen, serve
 
     if settings.model.startswith(URIS):
-        from facerec.tracking.run import reach_tracking
+        from facerec.tracking.address import reach_tracking
 
         reach_tracking()
     place = listen(settings.host, settings.port)

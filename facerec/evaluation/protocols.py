@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from facerec.data.decoding import PictureError, read_file
 from facerec.data.names import fold_name
-from facerec.data.splits import lfw_pairs, pairs_csv
+from facerec.data.splits import pairs_csv
 from facerec.data.store import Store
 from facerec.errors import InputError
-from facerec.evaluation.confidence import Figure, mean_draws, wilson
+from facerec.evaluation.confidence import Figure, mean_draws
 from facerec.evaluation.identification import identification
 from facerec.evaluation.retrieval import unit
 from facerec.evaluation.scores import Measured, accuracy, listed, people
-from facerec.evaluation.verification import power, ten_fold, verification
+from facerec.evaluation.verification import power
 from facerec.inference.gallery import gallery_files
 from facerec.runtime.paths import expanded
 
@@ -93,76 +93,6 @@ class Identities:
 
 
 @dataclass(frozen=True)
-class View1:
-    """LFW View 1: retrieval among DevTest people, and DevTest's listed pairs."""
-
-    pictures: Pictures
-    labels: np.ndarray
-    pairs: Pairs
-    train_pairs: Pairs
-    title: str = "LFW View 1"
-    note = (
-        "Retrieval, ROC and TAR are of all DevTest pictures unless listed pairs are named; accuracies are of the "
-        "listed DevTest pairs, at the threshold from validation people unless another is named."
-    )
-
-    def measure(
-        self, features: np.ndarray, usable: np.ndarray, threshold: float | None
-    ) -> Measured:
-        """See `Identities.measure`."""
-        found = Measured()
-        kept = usable & (self.labels >= 0)
-        people(found, features[kept], self.labels[kept], threshold)
-        similarity, kept = self.pairs.similarity(features, usable)
-        same = self.pairs.same[kept]
-        # LFW's accuracy is of its listed pairs, so it takes the place of that of all pairs.
-        accuracy(found, "verification_accuracy", similarity, same, threshold)
-        known, kept = self.train_pairs.similarity(features, usable)
-        learnt = verification(known, self.train_pairs.same[kept]).best_threshold
-        accuracy(found, "devtrain_threshold_accuracy", similarity, same, learnt)
-        listed(found, similarity, same, "pairs_")
-        return found
-
-
-@dataclass(frozen=True)
-class View2:
-    """LFW View 2: ten folds of listed pairs; beside it the pairs whose people are all in DevTest."""
-
-    pictures: Pictures
-    pairs: Pairs
-    fold: np.ndarray
-    devtest: np.ndarray
-    title: str = "LFW View 2"
-    note = (
-        "Each fold of listed pairs is decided with the threshold that is best for the other nine."
-    )
-
-    def measure(
-        self, features: np.ndarray, usable: np.ndarray, threshold: float | None
-    ) -> Measured:
-        """See `Identities.measure`; the thresholds come from the other nine folds instead."""
-        found = Measured()
-        similarity, kept = self.pairs.similarity(features, usable)
-        same, fold, devtest = self.pairs.same[kept], self.fold[kept], self.devtest[kept]
-        folds = ten_fold(similarity, same, fold)
-        limit = folds.threshold[np.searchsorted(np.unique(fold), fold)]
-        right = (similarity >= limit) == same
-        half = STUDENT_9 * folds.standard_error
-        note = f"standard error {folds.standard_error:.4f}"
-        figure = Figure(folds.mean, max(0, folds.mean - half), min(1, folds.mean + half), note)
-        draws = mean_draws(right, np.arange(len(right)))
-        found.add("verification_accuracy", folds.mean, draws, figure)
-        strangers = right[devtest]
-        if len(strangers):
-            figure = wilson(int(strangers.sum()), len(strangers))
-            figure = replace(figure, note=f"{len(strangers):,} pairs")
-            draws = mean_draws(strangers, np.arange(len(strangers)))
-            found.add("devtest_accuracy", figure.value, draws, figure)
-        listed(found, similarity, same)
-        return found
-
-
-@dataclass(frozen=True)
 class PairList:
     """Any list of pairs."""
 
@@ -226,9 +156,6 @@ class Search:
         return measured
 
 
-Protocol = Identities | View1 | View2 | PairList | Search
-
-
 def identities(store: Store, part: str) -> Identities:
     """Retrieval among the people of `train`, `val`, `test` or `all`.
 
@@ -239,41 +166,7 @@ def identities(store: Store, part: str) -> Identities:
     if len(rows) == 0:
         raise InputError(f"split={part}: {store.name} has too few people for such a part; try all")
     name = f"{store.name}, {'all' if part == 'all' else part} people"
-    return Identities(_of_store(store, rows), store.labels[rows], name)
-
-
-def lfw_view1(store: Store) -> View1:
-    """LFW View 1 with the thresholds' pairs.
-
-    Raises:
-        InputError: the data set is not LFW, or lacks its lists.
-    """
-    tested, known = (_lfw_list(store, which) for which in ("devtest", "devtrain"))
-    rows = np.union1d(store.indices("test"), [row for pair in tested + known for row in pair[:2]])
-    test = store.split[rows] == "test"
-    return View1(
-        _of_store(store, rows, np.flatnonzero(test)),
-        np.where(test, store.labels[rows], -1),
-        _pairs(tested, rows),
-        _pairs(known, rows),
-    )
-
-
-def lfw_view2(store: Store) -> View2:
-    """LFW View 2.
-
-    Raises:
-        InputError: the data set is not LFW, or lacks its list.
-    """
-    found = _lfw_list(store, "view2")
-    rows = np.unique([row for pair in found for row in pair[:2]])
-    pairs, test = _pairs(found, rows), store.split[rows] == "test"
-    return View2(
-        _of_store(store, rows),
-        pairs,
-        np.array([pair[3] for pair in found]),
-        test[pairs.first] & test[pairs.second],
-    )
+    return Identities(of_store(store, rows), store.labels[rows], name)
 
 
 def pair_list(path: str | Path) -> PairList:
@@ -348,38 +241,13 @@ def _leaf(name: str) -> str:
     return fold_name(name.rpartition("/")[2])
 
 
-def _of_store(store: Store, rows: np.ndarray, probes: np.ndarray | None = None) -> Pictures:
+def of_store(store: Store, rows: np.ndarray, probes: np.ndarray | None = None) -> Pictures:
     return Pictures(
         [store.paths[i] for i in rows],
         [store.names[store.labels[i]] for i in rows],
         [store.picture_hashes[i] for i in rows],
         np.arange(len(rows)) if probes is None else probes,
     )
-
-
-def _lfw_list(store: Store, which: str) -> list[tuple[int, int, bool, int]]:
-    """(row, row, same, fold) of a list of LFW's, as far as the store holds the pictures."""
-    if store.layout != "lfw":
-        raise InputError(
-            f"{store.name} is not LFW, whose protocol this is: use protocol=identities"
-        )
-    place = {path: i for i, path in enumerate(store.paths)}
-    listed = [
-        (PurePosixPath(a).as_posix(), PurePosixPath(b).as_posix(), same, fold)
-        for a, b, same, fold in lfw_pairs(store.root, which)
-    ]
-    found = [
-        (place[a], place[b], same, fold) for a, b, same, fold in listed if a in place and b in place
-    ]
-    if len({same for _, _, same, _ in found}) < 2:
-        raise InputError(f"{store.root} lacks the pictures of LFW's pairs")
-    return found
-
-
-def _pairs(found: list[tuple[int, int, bool, int]], rows: np.ndarray) -> Pairs:
-    """Store rows → places in `rows`, which is sorted."""
-    first, second, same, _ = (np.array(column) for column in zip(*found, strict=True))
-    return Pairs(np.searchsorted(rows, first), np.searchsorted(rows, second), same)
 
 
 def _hash(path: Path) -> str:

@@ -13,15 +13,9 @@ from facerec.data.store import Store
 from facerec.errors import InputError
 from facerec.evaluation.candidates import Column, left_out, model_column, reference_columns
 from facerec.evaluation.confidence import Figure
+from facerec.evaluation.lfw import View1, View2, lfw_view1, lfw_view2
 from facerec.evaluation.overlap import Leak
-from facerec.evaluation.protocols import (
-    Protocol,
-    identities,
-    lfw_view1,
-    lfw_view2,
-    pair_list,
-    search,
-)
+from facerec.evaluation.protocols import Identities, PairList, Search, identities, pair_list, search
 from facerec.evaluation.scores import Measured, differences
 from facerec.inference.embedder import FaceEmbedder
 from facerec.report import pages as plots
@@ -38,8 +32,12 @@ from facerec.report.tables import (
     write_json,
 )
 from facerec.runtime.console import answer, say
+from facerec.tracking.address import reach_tracking
 from facerec.tracking.experiment import check_names
-from facerec.tracking.run import Run, reach_tracking, track
+from facerec.tracking.lifecycle import track
+from facerec.tracking.run import Run
+
+Protocol = Identities | View1 | View2 | PairList | Search
 
 
 def run(settings: EvaluateSettings, config: str | None = None) -> None:

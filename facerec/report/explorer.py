@@ -22,8 +22,9 @@ from facerec.report.settings import PageSettings, ProtocolSettings, VisualizeSet
 from facerec.report.tables import as_cells
 from facerec.runtime.console import say
 from facerec.runtime.paths import as_given
+from facerec.tracking.address import reach_tracking
 from facerec.tracking.experiment import check_names
-from facerec.tracking.run import reach_tracking, track
+from facerec.tracking.lifecycle import track
 from facerec.tracking.settings import may_keep_faces
 
 

@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from facerec.report.charts import Curve, roc_curve, similarity_histogram, training_curves
+from facerec.report.charts import training_curves
 from facerec.report.html import document, figure_block, write_html
 from facerec.report.projections import extreme_pairs, normalise, occlusion_map, sample_faces
+from facerec.report.roc_charts import Curve, roc_curve, similarity_histogram
 from facerec.report.sections import (
     MapSection,
     Metric,

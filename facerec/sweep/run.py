@@ -36,9 +36,11 @@ from facerec.sweep.space_yaml import NOT_SEARCHED, read_space
 from facerec.sweep.study import DONE, count, open_study, wait_for
 from facerec.sweep.trial import Job, study_trials, trial_settings, worker
 from facerec.sweep.workers import supervise
+from facerec.tracking.address import reach_tracking
 from facerec.tracking.experiment import check_name, check_names
+from facerec.tracking.lifecycle import nested, track
 from facerec.tracking.registry import register
-from facerec.tracking.run import Run, nested, reach_tracking, track
+from facerec.tracking.run import Run
 from facerec.training.distillation.mixup import ask_teacher
 from facerec.training.resume import alone
 from facerec.training.run import check, train

@@ -33,7 +33,8 @@ from facerec.sweep.settings import SweepSettings
 from facerec.sweep.space import Space
 from facerec.sweep.study import Deaths, count, work
 from facerec.sweep.workers import BAD_INPUT, follow_parent
-from facerec.tracking.run import Run, bury_nested, nested
+from facerec.tracking.lifecycle import bury_nested, nested
+from facerec.tracking.run import Run
 from facerec.training.checkpoint import Checkpoint, Checkpoints
 from facerec.training.resume import FREE, alone, same_threads
 from facerec.training.run import check, make_trainer

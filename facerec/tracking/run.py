@@ -6,17 +6,12 @@ name. `mlflow run` has logged the parameters that were given, as text, before we
 
 from __future__ import annotations
 
-import logging
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import mlflow
 from mlflow.data.meta_dataset import MetaDataset
@@ -24,69 +19,22 @@ from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient, fluent
-from sqlalchemy import create_engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from facerec.config.settings import Settings, as_params, canonical
 from facerec.data.store import Store
 from facerec.errors import InputError
 from facerec.runtime.console import say
-from facerec.runtime.database_url import account_to_move, with_driver, without_password
+from facerec.runtime.database_url import without_password
 from facerec.runtime.files import disk_told
 from facerec.runtime.mlflow_client import few_retries, patiently
-from facerec.runtime.mlflow_errors import REFUSED, is_away, is_final, reason_of, trouble
-from facerec.runtime.paths import as_given, launch_folder, launcher
-from facerec.runtime.signals import held, stop_at_once
+from facerec.runtime.mlflow_errors import is_away, is_final, reason_of
+from facerec.runtime.paths import as_given, launch_folder
 from facerec.runtime.text import as_utf8
-from facerec.tracking.experiment import experiment_id, find_experiment
 from facerec.tracking.outbox import REFUSED as REFUSED_ENTRIES
 from facerec.tracking.outbox import Entry, Outbox, Refused
-from facerec.tracking.settings import TrackingSettings
 
 SILENT_SECONDS = 20  # after which a training does not wait any longer for its tracking server
 AT_ONCE = {"metrics": 1000, "params": 100, "tags": 100}  # that MLflow takes in a request
-SQLITE = "sqlite:///"
-SERVERS = ("http://", "https://")
-USERNAME, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
-
-
-DATABASES = ("postgresql", "mysql", "mssql")
-
-
-def absolute_tracking_uri() -> None:
-    """Makes a relative sqlite URI absolute, and names PostgreSQL's driver, once, before MLflow opens it.
-
-    `mlflow run` changes into the project, where the same relative URI would be another database; there the folder
-    in which `mlflow run` was typed counts. A server's account moves from its URI to MLflow's own variables, since
-    MLflow prints the URI.
-
-    Raises:
-        InputError: if an old file store in ./mlruns would make MLflow refuse to work.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or (
-        mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else ""
-    )
-    if not uri:
-        old = next(Path("mlruns").glob("[0-9]*/meta.yaml"), None)
-        if old:
-            raise InputError(
-                f"{old.resolve()} is of MLflow's old file store, which it no longer opens: move {old.parent.parent}/ "
-                "away, or set MLFLOW_TRACKING_URI"
-            )
-        return
-    if uri.startswith(SQLITE) and not uri.startswith(SQLITE + "/") and ":memory:" not in uri:
-        absolute = SQLITE + str(
-            ((launch_folder() or Path.cwd()) / uri.removeprefix(SQLITE)).resolve()
-        )
-    else:
-        absolute = with_driver(uri)
-    if uri.startswith(SERVERS):
-        absolute, user, password = account_to_move(uri)
-        if password:
-            os.environ[USERNAME], os.environ[PASSWORD] = unquote(user), unquote(password)
-    if absolute != uri:
-        os.environ["MLFLOW_TRACKING_URI"] = absolute
-        mlflow.set_tracking_uri(absolute)
 
 
 class Run:
@@ -307,219 +255,3 @@ class Run:
             }
         )
         self.tag({f"data.{part}_pictures": count for part, count in counts.items()})
-
-
-@contextmanager
-def track(settings: TrackingSettings, run_id: str | None = None) -> Iterator[Run]:
-    """The MLflow run of an entry point: FINISHED at the end, KILLED on Ctrl-C, FAILED on an error.
-
-    Args:
-        run_id: a run to go on in; otherwise that of `mlflow run`, otherwise a new one.
-
-    Raises:
-        InputError: if the tracking store cannot be reached.
-    """
-    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
-    with stop_at_once(), ending():
-        try:
-            with held(), few_retries():  # a run that has been made is known, and ends as KILLED
-                run = open_run(settings, run_id)
-            yield run
-        except MlflowException as error:
-            raise InputError(trouble(error)) from error
-
-
-def joined_run() -> str | None:
-    """Id of the run that `mlflow run` has made for this process."""
-    return os.environ.get("MLFLOW_RUN_ID") or None
-
-
-def open_run(settings: TrackingSettings, run_id: str | None) -> Run:
-    """The active run of `track`."""
-    try:
-        absolute_tracking_uri()
-        if settings.system_metrics:
-            mlflow.set_system_metrics_sampling_interval(10)
-        started = joined_run()
-        joined = run_id or started
-        if joined:
-            check_known(joined)
-        if run_id and started and started != run_id:
-            give_up(started, run_id)
-        above = None if joined else patiently(lambda: experiment_id(settings.experiment))
-        active = patiently(
-            lambda: mlflow.start_run(
-                run_id=joined,
-                experiment_id=above,
-                run_name=None if joined or not settings.run_name else as_utf8(settings.run_name),
-                log_system_metrics=settings.system_metrics,
-            )
-        )
-    except (MlflowException, OSError, ImportError, SQLAlchemyError) as error:  # of a driver, too
-        raise InputError(trouble(error)) from error
-    run = Run(active.info.run_id)
-    run.tag(git_tags(active.data.tags))
-    if joined and settings.run_name:
-        run.tag({"mlflow.runName": settings.run_name})
-    return run
-
-
-@contextmanager
-def nested(parent: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
-    """A run under another one, in its experiment, also from another process; it ends as that of `track` does.
-
-    Args:
-        parent: id of the run above.
-        name: of the new run.
-        tags: that it is born with.
-    """
-    # MLflow would take the run that `mlflow run` has made for the new one.
-    os.environ.pop("MLFLOW_RUN_ID", None)
-    above = patiently(lambda: MlflowClient().get_run(parent))
-    with ending():
-        active = patiently(
-            lambda: mlflow.start_run(
-                experiment_id=above.info.experiment_id,
-                run_name=as_utf8(name),
-                nested=True,
-                parent_run_id=parent,
-                tags={key: as_utf8(text) for key, text in tags.items()},
-                log_system_metrics=False,
-            )
-        )
-        yield Run(active.info.run_id)
-
-
-def bury_nested(parent: str, having: Mapping[str, str], tags: Mapping[str, str]) -> None:
-    """Ends, as KILLED, the runs under `parent` that carry the tags `having`, and tags them."""
-    client = MlflowClient()
-    above = patiently(lambda: client.get_run(parent))
-    terms = [f"tags.`{k}` = '{v}'" for k, v in {"mlflow.parentRunId": parent, **having}.items()]
-    found = patiently(lambda: client.search_runs([above.info.experiment_id], " and ".join(terms)))
-    for run in found:
-        Run(run.info.run_id).tag(tags)
-        if run.info.status == "RUNNING":
-            patiently(partial(client.set_terminated, run.info.run_id, "KILLED"))
-
-
-@contextmanager
-def ending() -> Iterator[None]:
-    """Ends the run that the block makes active: FINISHED, KILLED on Ctrl-C, FAILED on an error."""
-    status, before = "FAILED", mlflow.active_run()
-    try:
-        yield
-        status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
-        raise
-    finally:
-        if mlflow.active_run() is not before:
-            end_run(status)
-
-
-def end_run(status: str) -> None:
-    """Ends the active run; a signal meanwhile comes when that is done.
-
-    Raises:
-        InputError: if a run that is to be FINISHED cannot be told so. Any other has its reason to be told already.
-    """
-    with held(), few_retries():
-        try:
-            patiently(lambda: mlflow.end_run(status))
-        except (MlflowException, OSError) as error:
-            if status == "FINISHED":
-                raise InputError(trouble(error)) from error
-
-
-def git_tags(known: Mapping[str, str]) -> dict[str, str]:
-    """The commit of the code that runs, where MLflow has not found it."""
-    if "mlflow.source.git.commit" in known:
-        return {}
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return {"mlflow.source.git.commit": commit.stdout.strip()} if commit.returncode == 0 else {}
-
-
-def check_known(run_id: str) -> None:
-    """Raises InputError where the tracking store does not hold the run that is to be joined, or holds it as deleted."""
-    client, where = MlflowClient(), without_password(mlflow.get_tracking_uri())
-    try:
-        info = patiently(lambda: client.get_run(run_id)).info
-        above = patiently(lambda: client.get_experiment(info.experiment_id))
-    except MlflowException as error:
-        if error.error_code not in REFUSED:
-            raise
-        raise InputError(f"run {run_id}: {reason_of(error)[:200]} in {where}") from error
-    if above.lifecycle_stage != "active":
-        raise InputError(
-            f"run {run_id}: its experiment {above.name} is deleted in {where}: mlflow experiments restore "
-            f"--experiment-id {above.experiment_id} brings both back"
-        )
-    if info.lifecycle_stage != "active":
-        raise InputError(
-            f"run {run_id} is deleted in {where}: mlflow runs restore --run-id {run_id} brings it back"
-        )
-
-
-DELETE_WHEN_GONE = """
-import sys, psutil
-try:
-    psutil.Process(int(sys.argv[1])).wait()
-except psutil.NoSuchProcess:
-    pass
-from mlflow.tracking import MlflowClient
-MlflowClient().delete_run(sys.argv[2])
-"""
-
-
-def give_up(run_id: str, continues: str) -> None:
-    """Deletes (restorably) the run that `mlflow run` made in vain, since another one is gone on with.
-
-    `mlflow run` sets its run's status once more when its command has ended, and fails where the run is deleted by
-    then: a small process deletes the run when `mlflow run` has gone.
-    """
-    client, parent = MlflowClient(), launcher()
-    patiently(lambda: client.set_tag(run_id, "facerec.continues", continues))
-    if parent is None:
-        patiently(lambda: client.delete_run(run_id))
-    else:
-        subprocess.Popen(
-            [sys.executable, "-c", DELETE_WHEN_GONE, str(parent.pid), run_id],
-            # Not an argument: everybody on the machine can read those, and it may hold a password.
-            env={**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    os.environ.pop("MLFLOW_RUN_ID")
-
-
-def reach_tracking(settings: TrackingSettings | None = None) -> None:
-    """Finds out before any work is done whether the tracking store answers, and takes the run of these settings.
-
-    Raises:
-        InputError: it does not, or its experiment is deleted, or MLflow refuses the experiment's name.
-    """
-    try:
-        absolute_tracking_uri()
-        uri = mlflow.get_tracking_uri()
-        if uri.startswith(DATABASES):  # MLflow would try for minutes
-            create_engine(uri).connect().close()
-        with few_retries():
-            if settings is None or os.environ.get("MLFLOW_RUN_ID"):
-                patiently(lambda: MlflowClient().search_experiments(max_results=1))
-            else:
-                patiently(lambda: find_experiment(settings.experiment))
-    except (MlflowException, OSError, ImportError, SQLAlchemyError) as error:  # of a driver, too
-        raise InputError(trouble(error)) from error

@@ -36,9 +36,12 @@ from facerec.runtime.device import keep_freed_memory, resolve_device, resolve_pr
 from facerec.runtime.signals import Stopped, held, stop_softly
 from facerec.runtime.text import brief
 from facerec.runtime.untrusted import as_record
+from facerec.tracking.address import reach_tracking
 from facerec.tracking.experiment import check_names
+from facerec.tracking.lifecycle import track
+from facerec.tracking.mlflow_run import joined_run
 from facerec.tracking.registry import register
-from facerec.tracking.run import Run, joined_run, reach_tracking, track
+from facerec.tracking.run import Run
 from facerec.training import distributed as parallel
 from facerec.training.batches import check_whole_batch
 from facerec.training.checkpoint import Checkpoint, Checkpoints

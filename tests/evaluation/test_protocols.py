@@ -13,18 +13,10 @@ from facerec.data.store import Store
 from facerec.errors import InputError
 from facerec.evaluation.baselines import FISHER, RAW, WHITENED, fit_references
 from facerec.evaluation.confidence import wilson
+from facerec.evaluation.lfw import lfw_view1, lfw_view2
 from facerec.evaluation.overlap import leak, split_leak
 from facerec.evaluation.pair_counts import all_pairs
-from facerec.evaluation.protocols import (
-    Identities,
-    Pairs,
-    Pictures,
-    identities,
-    lfw_view1,
-    lfw_view2,
-    pair_list,
-    search,
-)
+from facerec.evaluation.protocols import Identities, Pairs, Pictures, identities, pair_list, search
 from facerec.evaluation.retrieval import retrieval, unit
 from facerec.evaluation.scores import Measured, differences, title
 from facerec.evaluation.verification import ten_fold

@@ -18,9 +18,11 @@ from facerec.commands.register import run as run_register
 from facerec.config.recipe import resolve
 from facerec.errors import InputError
 from facerec.runtime.mlflow_errors import trouble
+from facerec.tracking.address import reach_tracking
+from facerec.tracking.lifecycle import track
 from facerec.tracking.outbox import Refused
 from facerec.tracking.registry import register
-from facerec.tracking.run import Run, reach_tracking, track
+from facerec.tracking.run import Run
 from facerec.tracking.settings import TrackingSettings
 from tests.helpers.sweeping import given
 

@@ -17,15 +17,17 @@ from mlflow.tracking import MlflowClient
 from facerec.errors import InputError
 from facerec.tracking import outbox
 from facerec.tracking import run as tracking
+from facerec.tracking.address import absolute_tracking_uri, reach_tracking
+from facerec.tracking.lifecycle import track
+from facerec.tracking.mlflow_run import give_up
 from facerec.tracking.outbox import REFUSED, line, read
-from facerec.tracking.run import absolute_tracking_uri, reach_tracking, track
 from facerec.tracking.settings import TrackingSettings
 from tests.helpers.commands import TINY, environment, flags
 from tests.helpers.mlflow_server import kill, serve
 
 WRITER = """
 import sys
-from facerec.tracking.run import track
+from facerec.tracking.lifecycle import track
 from facerec.tracking.settings import TrackingSettings
 with track(TrackingSettings(experiment="at once", system_metrics=False, run_name=sys.argv[1])) as run:
     for step in range(60):
@@ -105,11 +107,11 @@ def test_an_account_leaves_the_uri_for_the_variables_of_mlflow(monkeypatch):
 def test_the_helper_of_mlflow_run_has_no_password_in_its_command_line(monkeypatch):
     uri, started = "postgresql://me:hush@host/db", []
     monkeypatch.setenv("MLFLOW_RUN_ID", "a" * 32)
-    monkeypatch.setattr(tracking, "MlflowClient", MagicMock())
-    monkeypatch.setattr(tracking, "launcher", psutil.Process)
+    monkeypatch.setattr("facerec.tracking.mlflow_run.MlflowClient", MagicMock())
+    monkeypatch.setattr("facerec.tracking.mlflow_run.launcher", psutil.Process)
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: uri)
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **more: started.append((args, more)))
-    tracking.give_up("a" * 32, "b" * 32)
+    give_up("a" * 32, "b" * 32)
     ((args, more),) = started
     assert "hush" not in str(args) and more["env"]["MLFLOW_TRACKING_URI"] == uri
 
