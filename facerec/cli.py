@@ -14,7 +14,7 @@ import click
 
 from facerec.config.mlproject import mlproject
 from facerec.config.options import SettingsCommand
-from facerec.config.recipe import resolve
+from facerec.config.recipe import RECIPES, resolve
 from facerec.config.reference import settings_page
 from facerec.config.settings import Settings
 from facerec.errors import InputError
@@ -91,8 +91,8 @@ def command(name: str, model: type[Settings], module: ModuleType) -> click.Comma
         settings_of = getattr(
             module, "settings_of", lambda given, config: resolve(model, given, config)
         )
-        config = located(config) if config else config
-        module.run(settings_of(given, config), config)
+        file = located(config, RECIPES) if config else config
+        module.run(settings_of(given, file), config)
 
     arguments = [
         click.Argument([f"{key}_argument"], required=False, metavar=f"[{key.upper()}]")

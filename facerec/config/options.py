@@ -62,7 +62,7 @@ def config_option() -> click.Option:
     return click.Option(
         ["--config"],
         metavar="FILE",
-        help="YAML recipe; what is given on the command line beats it.",
+        help="YAML recipe, or the name of one that comes with facerec; what is given on the command line beats it.",
     )
 
 

@@ -20,18 +20,45 @@ from facerec.runtime.text import LONGEST, brief
 Model = TypeVar("Model", bound=Settings)
 
 
+def shipped(folder: str) -> dict[str, Path]:
+    """YAML files that come with the package, by name; `configs/` and `sweeps/` of a checkout, by links."""
+    return {path.stem: path for path in sorted((PACKAGE / folder).glob("*.yaml"))}
+
+
+PACKAGE = Path(__file__).parents[1]
+RECIPES = shipped("recipes")
+
+
+def yaml_file(path: str, known: Mapping[str, Path]) -> Path:
+    """The file of that path, or else the one of that name that comes with the package.
+
+    Raises:
+        InputError: there is neither.
+    """
+    file = expanded(path)
+    if file.is_file():
+        return file
+    if path in known:
+        return known[path]
+    where = "" if file.is_absolute() else f" in {Path.cwd()}"
+    raise InputError(
+        f"there is no such file{where}; give a YAML file, or one of {', '.join(known)}, which come with facerec"
+    )
+
+
 def read_recipe(path: str) -> dict[str, Any]:
     """Settings in a YAML file: one flat mapping of setting to value.
+
+    Args:
+        path: of the file, or the name of one of RECIPES.
 
     Raises:
         InputError: if the file is missing, too large, not YAML, or not a flat mapping.
     """
-    file = expanded(path)
-    if not file.is_file():
-        where = "" if file.is_absolute() else f" in {Path.cwd()}"
-        raise InputError(
-            f"config {path}: there is no such file{where}; give a YAML recipe, such as configs/demo.yaml"
-        )
+    try:
+        file = yaml_file(path, RECIPES)
+    except InputError as error:
+        raise InputError(f"config {path}: {error}") from None
     try:
         values = yaml_text.read(file)
     except (yaml.YAMLError, OSError, ValueError) as error:

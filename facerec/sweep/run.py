@@ -15,7 +15,7 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from facerec.config.recipe import validate
+from facerec.config.recipe import validate, yaml_file
 from facerec.config.settings import as_params, canonical, defaults
 from facerec.data.settings import WHICH_DATA
 from facerec.data.store import Store, open_store
@@ -25,12 +25,12 @@ from facerec.runtime.console import say
 from facerec.runtime.database_url import without_password
 from facerec.runtime.files import write_bytes
 from facerec.runtime.mlflow_client import patiently
-from facerec.runtime.paths import as_given, expanded
+from facerec.runtime.paths import as_given
 from facerec.runtime.signals import Stopped
 from facerec.runtime.text import shown
 from facerec.sweep.optuna_factory import open_storage
 from facerec.sweep.report import best_trial, recipe_text, study_page
-from facerec.sweep.settings import SweepSettings
+from facerec.sweep.settings import SPACES, SweepSettings
 from facerec.sweep.space import Space
 from facerec.sweep.space_yaml import NOT_SEARCHED, read_space
 from facerec.sweep.study import DONE, count, open_study, wait_for
@@ -194,7 +194,7 @@ def record(
     mlflow_run.log_data(store, "tuning")
     with tempfile.TemporaryDirectory(prefix="facerec-") as folder:
         # A copy: MLflow keeps a file's mode, and this one's is not of our making.
-        space_file = expanded(settings.space)
+        space_file = yaml_file(settings.space, SPACES)
         mlflow_run.log_file(Path(shutil.copyfile(space_file, Path(folder) / space_file.name)))
 
 

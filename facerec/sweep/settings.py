@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from functools import partial
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from facerec.runtime.paths import PathText
+from facerec.config.recipe import shipped
+from facerec.runtime.paths import PathText, located
 from facerec.training.settings import TrainSettings
+
+SPACES = shipped("spaces")
+SpaceText = Annotated[str, AfterValidator(partial(located, names=SPACES))]
 
 
 class SweepSettings(TrainSettings):
@@ -15,8 +20,10 @@ class SweepSettings(TrainSettings):
 
     group: ClassVar[str] = "Sweep"
 
-    space: PathText = Field(
-        "sweeps/demo.yaml", min_length=1, description="YAML file of what is searched."
+    space: SpaceText = Field(
+        "demo",
+        min_length=1,
+        description="YAML file of what is searched, or the name of one that comes with facerec.",
     )
     trials: int = Field(
         20, ge=1, le=100_000, description="Complete or pruned trials that the study is to have."

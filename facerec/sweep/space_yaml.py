@@ -5,20 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from facerec.config import yaml_text
-from facerec.config.recipe import validate
+from facerec.config.recipe import validate, yaml_file
 from facerec.config.settings import Settings
 from facerec.config.values import OCTAL, canonical
 from facerec.data.settings import WHICH_DATA
 from facerec.errors import InputError
-from facerec.runtime.paths import expanded
 from facerec.runtime.text import LONGEST, brief
+from facerec.sweep.settings import SPACES
 from facerec.sweep.space import METRICS, Constraint, Parameter, Space
 
 SAMPLERS = ("tpe", "gp", "random")
@@ -44,12 +43,10 @@ def read_space(path: str, known: type[Settings]) -> Space:
     Raises:
         InputError: in one sentence, for whatever is wrong with it.
     """
-    file = expanded(path)
-    if not file.is_file():
-        where = "" if file.is_absolute() else f" in {Path.cwd()}"
-        raise InputError(
-            f"space {path}: there is no such file{where}; docs/sweeps.md shows how to write one"
-        )
+    try:
+        file = yaml_file(path, SPACES)
+    except InputError as error:
+        raise InputError(f"space {path}: {error}; docs/sweeps.md shows how to write one") from None
     try:
         content = yaml_text.read(file)
     except (yaml.YAMLError, OSError, ValueError) as error:
