@@ -88,6 +88,8 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
     asked = [n for n in ("a", "b", "probe", "gallery") if getattr(settings, n) is not None]
     if pair == search or len(asked) != 2:
         given = f"; given: {', '.join(asked)}" if asked else ""
+        if asked == ["a", "gallery"]:
+            given += f": --probe {settings.a}"
         raise InputError(f"give two pictures (a and b), or a probe and a gallery{given}")
     check_model(settings.model)
     from facerec.inference.embedder import FaceEmbedder

@@ -99,6 +99,7 @@ def load(text: str) -> Any:
             or a value that is longer than 4,096 characters or not text.
     """
     loader = TextLoader(text)
+    loader.name = "the file"  # in messages
     try:
         return loader.get_single_data()
     finally:

@@ -200,7 +200,9 @@ def _checked(image: Image.Image) -> Image.Image:
     """The same, if what its header says can be taken."""
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise PictureError(f"gigantic: {width:,} x {height:,}, more than {MAX_PIXELS:,} pixels")
+        raise PictureError(
+            f"gigantic: {width:,} x {height:,}, more than the {MAX_PIXELS:,} pixels that one image may have"
+        )
     if min(width, height) < MIN_SIDE:
         raise PictureError(f"too small: {width} x {height}, a side must be {MIN_SIDE} or more")
     if getattr(image, "is_animated", False) and image.format != "MPO":

@@ -83,7 +83,7 @@ def _top_up(parts: dict[str, str], paired: list[str]) -> dict[str, str]:
     moved = sum(topped[name] != parts[name] for name in paired)
     if moved:
         log.warning(
-            "Few people have two pictures: %d of %d changed part so that train, val and test have "
+            "So few people have two images that %d of %d were moved to another part: train, val and test have "
             "%d, %d and %d of them.",
             *(moved, total, total - val - test, val, test),
         )

@@ -114,7 +114,11 @@ def threshold_at(calibration: Calibration, far: float) -> float:
     few = any(math.isclose(entry.far, far, rel_tol=1e-6) for entry in calibration.thresholds)
     pairs = f"{calibration.impostor:,}"
     why = f", since too few pairs of two people were there in validation ({pairs})" * few
-    instead = f"give one of those that it has: {known}" if known else "it has none for another"
+    instead = (
+        f"give one of those that it has: {known}"
+        if known
+        else "compare similarities, or train with more validation people"
+    )
     raise InputError(f"far={far:g}: the model has no threshold for it{why}; {instead}")
 
 

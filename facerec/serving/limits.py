@@ -6,6 +6,7 @@ The limits are environment variables, FACEREC_LIMIT_ROWS and so on, so that they
 
 from __future__ import annotations
 
+import difflib
 import os
 import time
 from typing import ClassVar
@@ -46,6 +47,10 @@ class Limits(Settings):
             for name, value in os.environ.items()
             if name.startswith(PREFIX) and value
         }
+        for name in given.keys() - cls.model_fields.keys():
+            near = difflib.get_close_matches(name, cls.model_fields, n=1)
+            hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
+            raise InputError(f"there is no limit {PREFIX}{name.upper()}{hint}")
         return validate(cls, given, lambda key: PREFIX + key.upper())
 
     def check(self, **found: int) -> None:

@@ -26,7 +26,6 @@ from mlflow.pyfunc import PythonModel
 from facerec.data.decoding import PictureError
 from facerec.errors import InputError
 from facerec.inference.embedder import FaceEmbedder
-from facerec.runtime.text import brief
 from facerec.serving.bounded import BoundedEmbedder
 from facerec.serving.decoder import NoDecoder, TooSlow
 from facerec.serving.limits import PREFIX, Limits
@@ -140,8 +139,8 @@ def _columns(frame: Any) -> list[pd.Series]:
     given = [n for n in names if frame.empty or not frame[n].isna().all()]
     if given not in (["image"], ["image_a", "image_b"]):
         raise InputError(
-            "either a column image is expected, or both of image_a and image_b; given: "
-            + brief(", ".join(map(str, frame.columns)))
+            "either a column image is expected, or both of image_a and image_b; with values in them are given: "
+            + (", ".join(given) or "none of these")
         )
     return [frame[name] for name in given]
 
@@ -154,7 +153,7 @@ def _picture(value: Any, where: str) -> Any:
     if not served and (isinstance(value, os.PathLike) or _is_path(value)):
         return value
     if not isinstance(value, str):
-        raise InputError(f"{where}: a {type(value).__name__}, where an image is expected")
+        raise InputError(f"{where}: not an image, but of type {type(value).__name__}")
     try:
         text = "".join((value.partition("base64,")[2] or value).split())  # some tools wrap lines
         return base64.b64decode(text, validate=True)

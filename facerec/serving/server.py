@@ -36,6 +36,8 @@ MARKS = {"application/json": b",:[{", "text/csv": b",\n"}
 MARKS_PER_ROW = 16
 OTHER_MARKS = 1024
 BODIES = 4  # of the largest, held at a time
+GET_PATHS = ("/ping", "/health", "/version")
+DRAINED = 8  # of the largest body, of one whose length is not announced
 PAUSE = 0.005  # seconds between two pieces of a body that is thrown away, each of which has 64 KiB
 
 
@@ -45,6 +47,9 @@ class Refusal(Exception):
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
         self.status = status
+
+
+NOT_FOUND = Refusal(404, f"POST /invocations is served, and GET {', '.join(GET_PATHS)}")
 
 
 class Guard:
@@ -70,8 +75,14 @@ class Guard:
         ):  # the server starts: a thread for each request, most of which wait
             threads = ThreadPoolExecutor(self._max_requests + 1)
             asyncio.get_running_loop().set_default_executor(threads)
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if scope["method"] != "POST":
+            known = (
+                scope["path"] in GET_PATHS
+            )  # not FastAPI's own pages, which load scripts from elsewhere
+            await (self._app(scope, receive, send) if known else _answer(send, NOT_FOUND))
             return
         body = bytearray()
         self._requests += 1
@@ -104,8 +115,8 @@ class Guard:
         await loop.run_in_executor(self._parser, _check, body, kind, self._limits.rows)
 
     async def _read(self, headers: dict[bytes, str], receive: Receive, body: bytearray) -> None:
-        """Reads the body; one that is too long is read on for as much again, slowly, since a sender who writes reads
-        no answer."""
+        """Reads the body; one that is too long is read on for a while, slowly, since a sender who writes reads no
+        answer."""
         too_long = Refusal(413, f"a body of more than {self._max_body:,} bytes (--max-body-mb)")
         length = headers.get(b"content-length", "")
         announced = int(length) if length.isdecimal() and len(length) < 20 else 0
@@ -118,7 +129,7 @@ class Guard:
                 raise Refusal(400, "the sender has gone")
             part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
-            if size > 2 * self._max_body:
+            if size > DRAINED * self._max_body:
                 raise too_long
             if max(size, announced) > self._max_body:
                 await asyncio.sleep(PAUSE)

@@ -167,6 +167,10 @@ def settings_of_checkpoint(model: type[Settings], given: Mapping[str, Any]) -> A
         raise InputError(
             f"run {resumed.run_id} is one of finetune: facerec finetune --resume {resumed.run_id}"
         )
+    if "model" in model.model_fields and "model" not in known:
+        raise InputError(
+            f"run {resumed.run_id} is one of train: facerec train --resume {resumed.run_id}"
+        )
     said = as_params(validate(model, {**known, **given}, lambda key: "command line"))
     differences = [
         f"{key}={said[key]} against {known.get(key)}"

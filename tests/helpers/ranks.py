@@ -1,4 +1,4 @@
-"""What test_parallel.py has every rank do: `torchrun ... tests/ranks.py exchange|resume FOLDER`."""
+"""What test_parallel.py has every rank do: `torchrun ... tests/helpers/ranks.py exchange|resume FOLDER`."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_limits_are_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value, message in (
         ("PIXELS", "many", r"pixels=many \(FACEREC_LIMIT_PIXELS\)"),
         ("SECONDS", "0", "greater than 0"),
-        ("PIXEL", "5", "did you mean 'pixels'"),
+        ("PIXEL", "5", "no limit FACEREC_LIMIT_PIXEL; did you mean FACEREC_LIMIT_PIXELS"),
     ):
         with monkeypatch.context() as wrong:
             wrong.setenv(f"FACEREC_LIMIT_{name}", value)
@@ -286,7 +286,7 @@ def test_the_guard_lets_in_so_many_at_a_time_and_always_answers_a_ping() -> None
             seen.append("ping")
             return
         seen.append(await asyncio.to_thread(post, guard, b"{}"))
-        await guard({"type": "http", "method": "GET"}, receive, send)
+        await guard({"type": "http", "method": "GET", "path": "/ping"}, receive, send)
         await echo(scope, receive, send)
 
     guard = Guard(nested, max_body=10, max_requests=1, limits=Limits())

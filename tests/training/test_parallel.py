@@ -44,7 +44,7 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
 
 
 def test_two_ranks_have_the_gradient_of_one_process(tmp_path):
-    code, _ = finished(torchrun(2, "tests/ranks.py", "exchange", str(tmp_path)))
+    code, _ = finished(torchrun(2, "tests/helpers/ranks.py", "exchange", str(tmp_path)))
     assert code == 0
     for loss in LOSSES:
         ranks = [load_file(tmp_path / f"{loss}-{rank}.safetensors") for rank in range(2)]
@@ -67,7 +67,7 @@ def test_one_process_draws_what_it_always_did():
 
 def test_three_ranks_resume_bit_for_bit(tmp_path):
     """Three, since the sum of two does not depend on the order in which it is taken."""
-    code, _ = finished(torchrun(3, "tests/ranks.py", "resume", str(tmp_path)))
+    code, _ = finished(torchrun(3, "tests/helpers/ranks.py", "resume", str(tmp_path)))
     assert code == 0
     first = load_file(tmp_path / "whole-0.safetensors")
     for kind in ("whole", "resumed"):
