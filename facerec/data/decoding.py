@@ -201,7 +201,7 @@ def _checked(image: Image.Image) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise PictureError(
-            f"gigantic: {width:,} x {height:,}, more than the {MAX_PIXELS:,} pixels that one image may have"
+            f"gigantic: {width:,} x {height:,}, above the {MAX_PIXELS:,} pixels of an image"
         )
     if min(width, height) < MIN_SIDE:
         raise PictureError(f"too small: {width} x {height}, a side must be {MIN_SIDE} or more")

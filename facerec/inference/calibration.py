@@ -114,11 +114,9 @@ def threshold_at(calibration: Calibration, far: float) -> float:
     few = any(math.isclose(entry.far, far, rel_tol=1e-6) for entry in calibration.thresholds)
     pairs = f"{calibration.impostor:,}"
     why = f", since too few pairs of two people were there in validation ({pairs})" * few
-    instead = (
-        f"give one of those that it has: {known}"
-        if known
-        else "compare similarities, or train with more validation people"
-    )
+    instead = "compare similarities, or train with more validation people"
+    if known:
+        instead = f"give one of those that it has: {known}"
     raise InputError(f"far={far:g}: the model has no threshold for it{why}; {instead}")
 
 
