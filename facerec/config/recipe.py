@@ -18,6 +18,7 @@ from facerec.runtime.paths import expanded
 from facerec.runtime.text import LONGEST, brief
 
 Model = TypeVar("Model", bound=Settings)
+PACKAGE = Path(__file__).parents[1]
 
 
 def shipped(folder: str) -> dict[str, Path]:
@@ -25,8 +26,29 @@ def shipped(folder: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted((PACKAGE / folder).glob("*.yaml"))}
 
 
-PACKAGE = Path(__file__).parents[1]
 RECIPES = shipped("recipes")
+
+
+def read_yaml(what: str, path: str, known: Mapping[str, Path], hint: str = "") -> Any:
+    """What the YAML file says that a setting names; `path` and `known` as of `yaml_file`.
+
+    Args:
+        what: the setting, for the sentence.
+        hint: how to go on where there is no such file.
+
+    Raises:
+        InputError: if the file is missing, too large, or not YAML.
+    """
+    try:
+        file = yaml_file(path, known)
+    except InputError as error:
+        raise InputError(f"{what} {path}: {error}{hint}") from None
+    try:
+        return yaml_text.read(file)
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise InputError(
+            f"{what} {path}: cannot be read as YAML: {brief(error, 2 * LONGEST)}"
+        ) from error
 
 
 def yaml_file(path: str, known: Mapping[str, Path]) -> Path:
@@ -55,16 +77,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     Raises:
         InputError: if the file is missing, too large, not YAML, or not a flat mapping.
     """
-    try:
-        file = yaml_file(path, RECIPES)
-    except InputError as error:
-        raise InputError(f"config {path}: {error}") from None
-    try:
-        values = yaml_text.read(file)
-    except (yaml.YAMLError, OSError, ValueError) as error:
-        raise InputError(
-            f"config {path}: cannot be read as YAML: {brief(error, 2 * LONGEST)}"
-        ) from error
+    values = read_yaml("config", path, RECIPES)
     values = {} if values is None else values
     if not isinstance(values, dict) or any(
         isinstance(v, (dict, list, set)) for v in values.values()

@@ -7,16 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from facerec.config import yaml_text
-from facerec.config.recipe import validate, yaml_file
+from facerec.config.recipe import read_yaml, validate
 from facerec.config.settings import Settings
 from facerec.config.values import OCTAL, canonical
 from facerec.data.settings import WHICH_DATA
 from facerec.errors import InputError
-from facerec.runtime.text import LONGEST, brief
+from facerec.runtime.text import brief
 from facerec.sweep.settings import SPACES
 from facerec.sweep.space import METRICS, Constraint, Parameter, Space
 
@@ -43,16 +41,7 @@ def read_space(path: str, known: type[Settings]) -> Space:
     Raises:
         InputError: in one sentence, for whatever is wrong with it.
     """
-    try:
-        file = yaml_file(path, SPACES)
-    except InputError as error:
-        raise InputError(f"space {path}: {error}; docs/sweeps.md shows how to write one") from None
-    try:
-        content = yaml_text.read(file)
-    except (yaml.YAMLError, OSError, ValueError) as error:
-        raise InputError(
-            f"space {path}: cannot be read as YAML: {brief(error, 2 * LONGEST)}"
-        ) from error
+    content = read_yaml("space", path, SPACES, "; docs/sweeps.md shows how to write one")
     try:
         return parse_space(content, known)
     except InputError as error:
