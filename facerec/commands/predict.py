@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from facerec.errors import InputError
-from facerec.inference.model_uri import ModelText, check_model
+from facerec.inference.model_uri import URIS, ModelText, check_model
 from facerec.runtime import console
-from facerec.runtime.paths import PathText, WrittenPath, as_given, expanded
+from facerec.runtime.paths import PathText, WrittenPath, as_given, expanded, folder_of_command
 from facerec.runtime.text import brief, shown
 from facerec.tracking.settings import PrivacySettings, may_keep_faces
 
@@ -93,7 +93,6 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
         raise InputError(f"give two pictures (a and b), or a probe and a gallery{given}")
     check_model(settings.model)
     from facerec.inference.embedder import FaceEmbedder
-    from facerec.inference.model_uri import URIS
 
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if run_id or settings.model.startswith(URIS):
@@ -105,7 +104,7 @@ def run(settings: PredictSettings, config: str | None = None) -> None:
     if embedder.provenance.data.name == "demo":
         print("facerec: this model knows rendered people alone, not photographs", file=sys.stderr)
     found = compare(embedder, settings) if pair else identify(embedder, settings)
-    answer = with_given_paths(found)
+    answer = with_given_paths(found, folder_of_command())
     if run_id:
         keep_answer(run_id, answer if may_keep_faces(settings) else without_people(answer))
     console.answer(json.dumps(answer) if settings.json else in_words(answer))
@@ -149,13 +148,13 @@ def identify(embedder: FaceEmbedder, settings: PredictSettings) -> dict[str, Any
     }
 
 
-def with_given_paths(value: Any) -> Any:
-    """An answer, or a part of it, with paths as they were given."""
+def with_given_paths(value: Any, typed_in: Path) -> Any:
+    """An answer, or a part of it, with paths as they were given, in the folder `typed_in`."""
     if isinstance(value, dict):
-        return {key: with_given_paths(item) for key, item in value.items()}
+        return {key: with_given_paths(item, typed_in) for key, item in value.items()}
     if isinstance(value, list):
-        return [with_given_paths(item) for item in value]
-    return as_given(value) if isinstance(value, str) else value
+        return [with_given_paths(item, typed_in) for item in value]
+    return as_given(value, typed_in) if isinstance(value, str) else value
 
 
 def without_people(answer: dict[str, Any]) -> dict[str, Any]:

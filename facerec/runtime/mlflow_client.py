@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from mlflow.exceptions import MlflowException
 
 BUSY_SECONDS = 60
-
-
-RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
 def patiently(call: Callable[[], Any]) -> Any:
@@ -29,26 +26,23 @@ def patiently(call: Callable[[], Any]) -> Any:
         pause = min(2.0, pause * 2)
 
 
-@contextmanager
-def few_retries() -> Iterator[None]:
+def few_retries() -> AbstractContextManager[None]:
     """MLflow's client asks a silent server for minutes; whether it is there at all is known sooner."""
-    before = os.environ.get(RETRIES)
-    os.environ.setdefault(RETRIES, "1")
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(RETRIES)
+    return variable("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+
+def no_artifact_bars() -> AbstractContextManager[None]:
+    """MLflow draws no progress bars for small files."""
+    return variable("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 @contextmanager
-def no_artifact_bars() -> Iterator[None]:
-    """MLflow draws no progress bars for small files."""
-    name = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
-    told = name in os.environ
-    os.environ.setdefault(name, "false")
+def variable(name: str, value: str) -> Iterator[None]:
+    """Within the block an environment variable has this value, unless the user has given it another one."""
+    given = name in os.environ
+    os.environ.setdefault(name, value)
     try:
         yield
     finally:
-        if not told:
+        if not given:
             os.environ.pop(name, None)

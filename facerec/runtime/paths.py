@@ -13,16 +13,13 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import (
-    AfterValidator,
-)
+from pydantic import AfterValidator
 
 if TYPE_CHECKING:
     import psutil
 
-URI = re.compile(
-    r"(runs|models):/|[A-Za-z][A-Za-z0-9+.-]+://"
-)  # a letter and :// is a drive of Windows
+# A letter and :// is a drive of Windows.
+URI = re.compile(r"(runs|models):/|[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def is_uri(text: str | PathLike[str]) -> bool:
@@ -57,8 +54,7 @@ def as_given(text: str, typed_in: Path | None = None) -> str:
         text: a path, or several with commas between them; anything else stays as it is.
         typed_in: where that was, if it has been found out already, which takes a look at each parent process.
     """
-    typed_in = typed_in or launch_folder() or Path.cwd()
-    for folder, sign in ((typed_in, ""), (Path.home(), f"~{os.sep}")):
+    for folder, sign in ((typed_in or folder_of_command(), ""), (Path.home(), f"~{os.sep}")):
         if folder != Path(folder.anchor):
             start = rf"(^|(?<=,)){re.escape(f'{folder}{os.sep}')}"
             text = re.sub(start, sign.replace("\\", r"\\"), text)
@@ -86,6 +82,11 @@ def launch_folder() -> Path | None:
     """The folder in which the user typed `mlflow run`; None where nobody did."""
     parent = launcher()
     return Path(parent.cwd()) if parent else None
+
+
+def folder_of_command() -> Path:
+    """The folder in which the user typed `mlflow run`, or our command itself."""
+    return launch_folder() or Path.cwd()
 
 
 PathText = Annotated[str, AfterValidator(located)]

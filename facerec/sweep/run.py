@@ -25,7 +25,7 @@ from facerec.runtime.console import say
 from facerec.runtime.database_url import without_password
 from facerec.runtime.files import write_bytes
 from facerec.runtime.mlflow_client import patiently
-from facerec.runtime.paths import as_given
+from facerec.runtime.paths import as_given, folder_of_command
 from facerec.runtime.signals import Stopped
 from facerec.runtime.text import shown
 from facerec.sweep.optuna_factory import open_storage
@@ -251,7 +251,8 @@ def kept(settings: SweepSettings) -> dict[str, Any]:
     """Settings of `train` that were given, for the recipe."""
     names = [n for n in TrainSettings.model_fields if n in settings.model_fields_set]
     values = {name: getattr(settings, name) for name in names if name not in NOT_IN_RECIPE}
-    return {n: as_given(v) if isinstance(v, str) else v for n, v in values.items()}
+    typed_in = folder_of_command()
+    return {n: as_given(v, typed_in) if isinstance(v, str) else v for n, v in values.items()}
 
 
 def train_best(job: Job, recipe: Mapping[str, Any], mlflow_run: Run) -> None:

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from typing import Any
 import psutil
 
 from facerec.errors import InputError
+from facerec.runtime.console import say
 from facerec.runtime.cores import usable_cores
 from facerec.runtime.signals import Stopped, stop_softly
 
@@ -185,8 +185,3 @@ def runs_here(worker: Mapping[str, Any]) -> bool:
         return alive and abs(process.create_time() - worker["started"]) < 2
     except psutil.Error:
         return False
-
-
-def say(text: str) -> None:
-    """A line on the console."""
-    print(text, file=sys.stderr, flush=True)

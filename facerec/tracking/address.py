@@ -16,19 +16,13 @@ from facerec.errors import InputError
 from facerec.runtime.database_url import account_to_move, with_driver
 from facerec.runtime.mlflow_client import few_retries, patiently
 from facerec.runtime.mlflow_errors import trouble
-from facerec.runtime.paths import launch_folder
+from facerec.runtime.paths import folder_of_command
 from facerec.tracking.experiment import find_experiment
 from facerec.tracking.settings import TrackingSettings
 
 SQLITE = "sqlite:///"
-
-
 SERVERS = ("http://", "https://")
-
-
 USERNAME, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
-
-
 DATABASES = ("postgresql", "mysql", "mssql")
 
 
@@ -54,9 +48,7 @@ def absolute_tracking_uri() -> None:
             )
         return
     if uri.startswith(SQLITE) and not uri.startswith(SQLITE + "/") and ":memory:" not in uri:
-        absolute = SQLITE + str(
-            ((launch_folder() or Path.cwd()) / uri.removeprefix(SQLITE)).resolve()
-        )
+        absolute = SQLITE + str((folder_of_command() / uri.removeprefix(SQLITE)).resolve())
     else:
         absolute = with_driver(uri)
     if uri.startswith(SERVERS):

@@ -28,7 +28,7 @@ from facerec.runtime.database_url import without_password
 from facerec.runtime.files import disk_told
 from facerec.runtime.mlflow_client import few_retries, patiently
 from facerec.runtime.mlflow_errors import is_away, is_final, reason_of
-from facerec.runtime.paths import as_given, launch_folder
+from facerec.runtime.paths import as_given, folder_of_command
 from facerec.runtime.text import as_utf8
 from facerec.tracking.outbox import REFUSED as REFUSED_ENTRIES
 from facerec.tracking.outbox import Entry, Outbox, Refused
@@ -196,7 +196,7 @@ class Run:
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Adds what the run does not hold yet; a parameter is never said twice, and a path as it was given."""
-        typed_in = launch_folder() or Path.cwd()
+        typed_in = folder_of_command()
         self.put({"params": {key: as_given(value, typed_in) for key, value in params.items()}})
 
     def log_settings(self, settings: Settings, config: str | None = None) -> None:

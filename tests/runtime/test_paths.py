@@ -143,8 +143,7 @@ def test_a_recipe_is_found_by_the_same_rule(folders: tuple[Path, Path], monkeypa
 
 def test_parent_processes_are_looked_at_once_for_all_parameters(tmp_path: Path, monkeypatch):
     looked, put = [], []
-    for module in (paths, tracking):
-        monkeypatch.setattr(module, "launch_folder", lambda: looked.append(1) or tmp_path)
+    monkeypatch.setattr(paths, "launch_folder", lambda: looked.append(1) or tmp_path)
     params = {name: str(tmp_path / name) for name in "abc"}
     tracking.Run.log_params(SimpleNamespace(put=put.append), params)
     assert put == [{"params": {name: name for name in "abc"}}] and len(looked) == 1
