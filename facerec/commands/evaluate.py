@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from facerec.data.settings import check_data
 from facerec.inference.model_uri import check_model
-from facerec.report.settings import STORE_PROTOCOLS, EvaluateSettings
+from facerec.report.settings import STORE_PROTOCOLS, EvaluateSettings, separate
 
 SETTINGS = EvaluateSettings
 
 
 def run(settings: EvaluateSettings, config: str | None = None) -> None:
     """Embeds, measures, prints, logs; see `report.evaluation`."""
-    for model in settings.model.split(","):
+    for model in separate(settings.model):
         check_model(model)
     if settings.protocol in STORE_PROTOCOLS:
         check_data(settings.data)

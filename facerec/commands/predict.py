@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from facerec.errors import InputError
-from facerec.inference.model_uri import URIS, ModelText, check_model
+from facerec.inference.model_uri import URIS, UsedDevice, UsedModel, check_model
 from facerec.runtime import console
 from facerec.runtime.paths import PathText, WrittenPath, as_given, expanded, folder_of_command
 from facerec.runtime.text import brief, shown
@@ -42,11 +42,7 @@ with warnings.catch_warnings():
             None, description="Folder of known people: a folder, or a picture, for each."
         )
         top: int = Field(5, ge=1, le=1000, description="People of the gallery to name.")
-        model: ModelText = Field(
-            "pretrained",
-            min_length=1,
-            description="Model folder, runs:/ID/model, models:/NAME@ALIAS, pretrained or pretrained-lfw.",
-        )
+        model: UsedModel = "pretrained"
         far: float = Field(
             1e-3,
             gt=0,
@@ -64,7 +60,7 @@ with warnings.catch_warnings():
         choice: Literal["auto", "largest", "central", "only"] = Field(
             "auto", description="Which face, where several are found; auto = as in training."
         )
-        device: str = Field("auto", description="Where to compute: auto, cpu, cuda or cuda:N.")
+        device: UsedDevice = "auto"
         json: bool = Field(  # type: ignore[assignment]  # pydantic's method of old
             False, description="Answer in JSON."
         )

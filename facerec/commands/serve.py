@@ -11,7 +11,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from facerec.config.settings import Settings
-from facerec.inference.model_uri import URIS, ModelText, check_model
+from facerec.inference.model_uri import URIS, UsedDevice, UsedModel, check_model
 
 
 class ServeSettings(Settings):
@@ -19,13 +19,10 @@ class ServeSettings(Settings):
 
     group: ClassVar[str] = "Server"
 
-    model: ModelText = Field(
-        min_length=1,
-        description="Model folder, runs:/ID/model, models:/NAME@ALIAS, pretrained or pretrained-lfw.",
-    )
+    model: UsedModel
     host: str = Field("127.0.0.1", min_length=1, description="Address; 0.0.0.0 is every network.")
     port: int = Field(5000, ge=0, le=65535, description="Port; 0 takes a free one.")
-    device: str = Field("auto", description="Where to compute: auto, cpu, cuda or cuda:N.")
+    device: UsedDevice = "auto"
     max_body_mb: int = Field(32, ge=1, le=1024, description="Largest body of a request, in MiB.")
     max_requests: int = Field(
         32, ge=1, description="Requests at the same time; others are answered with 503."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from facerec.config.settings import Settings
 from facerec.config.values import wanted
 from facerec.errors import InputError
 from facerec.runtime.paths import expanded
-from facerec.runtime.text import LONGEST, brief
+from facerec.runtime.text import LONGEST, brief, nearest
 
 Model = TypeVar("Model", bound=Settings)
 PACKAGE = Path(__file__).parents[1]
@@ -139,5 +138,5 @@ def sentence(model: type[Settings], error: ValidationError, source: Callable[[st
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """A sentence that names the nearest known setting."""
     key = brief(key)
-    near = difflib.get_close_matches(key.replace("-", "_"), list(known), n=1, cutoff=0.5)
-    return f"there is no setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    near = nearest(key.replace("-", "_"), known, cutoff=0.5)
+    return f"there is no setting {key!r}" + (f"; did you mean {near!r}?" if near else "")

@@ -9,25 +9,33 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from facerec.errors import InputError
 from facerec.runtime.database_url import without_password
 from facerec.runtime.paths import expanded, is_uri, located
-from facerec.runtime.text import brief
+from facerec.runtime.text import brief, nearest
 
 SHIPPED = ("pretrained", "pretrained-lfw")
 WEIGHTS = Path(__file__).parents[1] / "weights"  # of the shipped models
 URIS = ("runs:/", "models:/")
 URI = re.compile(r"runs:/[^/@]+/[^@]+|models:/[^/@]+(@[^/@]+|/[^/@]+)|models:/m-[^/@]+")
 MODEL_FOLDER = "artifacts/face_model"  # where registry.py puts it within the MLflow model
-ModelText = Annotated[str, AfterValidator(partial(located, names=SHIPPED))]  # a setting's
+# Settings: a model, the one that a command uses, and where that computes.
+ModelText = Annotated[str, AfterValidator(partial(located, names=SHIPPED))]
+UsedModel = Annotated[
+    ModelText,
+    Field(
+        min_length=1,
+        description="Model folder, runs:/ID/model, models:/NAME@ALIAS, pretrained or pretrained-lfw.",
+    ),
+]
+UsedDevice = Annotated[str, Field(description="Where to compute: auto, cpu, cuda or cuda:N.")]
 
 
 @contextmanager
@@ -68,8 +76,8 @@ def local_folder(source: str) -> Path:
     if source in SHIPPED:
         return shipped(source)
     folder = expanded(source)
-    if not folder.exists() and (near := get_close_matches(source, SHIPPED, 1, 0.8)):
-        raise InputError(f"model {source}: there is no such folder; did you mean {near[0]}?")
+    if not folder.exists() and (near := nearest(source, SHIPPED, cutoff=0.8)):
+        raise InputError(f"model {source}: there is no such folder; did you mean {near}?")
     return existing_folder(folder)
 
 

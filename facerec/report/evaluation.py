@@ -21,7 +21,7 @@ from facerec.inference.embedder import FaceEmbedder
 from facerec.report import pages as plots
 from facerec.report.explorer import model_store, thresholds
 from facerec.report.html import write_html
-from facerec.report.settings import STORE_PROTOCOLS, EvaluateSettings
+from facerec.report.settings import STORE_PROTOCOLS, EvaluateSettings, separate
 from facerec.report.tables import (
     Figures,
     as_cells,
@@ -82,7 +82,7 @@ def load(settings: EvaluateSettings) -> dict[str, FaceEmbedder]:
     Raises:
         InputError: no model, one twice, or one that cannot be loaded.
     """
-    sources = [source.strip() for source in settings.model.split(",") if source.strip()]
+    sources = separate(settings.model)
     if not sources or len(set(sources)) < len(sources):
         raise InputError(f"model={settings.model}: one or more models are due, each once")
     embedders: dict[str, FaceEmbedder] = {}

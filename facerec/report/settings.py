@@ -7,11 +7,16 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from facerec.data.settings import DataText, LayoutSettings
-from facerec.inference.model_uri import SHIPPED, ModelText
+from facerec.inference.model_uri import SHIPPED, UsedDevice, UsedModel
 from facerec.runtime.paths import PathText, located
 from facerec.tracking.settings import TrackingSettings
 
 STORE_PROTOCOLS = ("identities", "lfw-view1", "lfw-view2")
+
+
+def separate(models: str) -> list[str]:
+    """The models of a setting that takes several, separated by commas."""
+    return [source.strip() for source in models.split(",") if source.strip()]
 
 
 def each_located(models: str) -> str:
@@ -58,7 +63,7 @@ class ProtocolSettings(LayoutSettings):
         None,
         description="Folder for decoded pictures; none: FACEREC_CACHE, else the user's cache folder.",
     )
-    device: str = Field("auto", description="Where to compute: auto, cpu, cuda or cuda:N.")
+    device: UsedDevice = "auto"
 
 
 class EvaluateSettings(ProtocolSettings, TrackingSettings):
@@ -72,11 +77,7 @@ class PageSettings(LayoutSettings):
 
     group: ClassVar[str] = "Page"
 
-    model: ModelText = Field(
-        "pretrained",
-        min_length=1,
-        description="Model folder, runs:/ID/model, models:/NAME@ALIAS, pretrained or pretrained-lfw.",
-    )
+    model: UsedModel = "pretrained"
     data: DataText = Field(
         "demo", description="Data set, as in train; cut out as the model was trained on."
     )
@@ -93,7 +94,7 @@ class PageSettings(LayoutSettings):
     pairs: int = Field(12, ge=0, le=100, description="Hardest pairs of either kind to show.")
     occlusions: int = Field(6, ge=0, le=50, description="Faces to show an occlusion map of.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of which faces, and of t-SNE.")
-    device: str = Field("auto", description="Where to compute: auto, cpu, cuda or cuda:N.")
+    device: UsedDevice = "auto"
 
 
 class VisualizeSettings(PageSettings, TrackingSettings):

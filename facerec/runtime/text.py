@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
@@ -28,6 +30,11 @@ def beginning(text: str, longest: int) -> str:
 def one_line(error: BaseException) -> str:
     """The whole message of an exception on one line, for who takes secrets out of it; `brief` is for messages."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that somebody may have meant; None where none is so near as `cutoff`, of 1."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
 
 def shown(path: str | PathLike[str], longest: int = 200) -> str:

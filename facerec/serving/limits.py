@@ -6,7 +6,6 @@ The limits are environment variables, FACEREC_LIMIT_ROWS and so on, so that they
 
 from __future__ import annotations
 
-import difflib
 import os
 import time
 from typing import ClassVar
@@ -16,6 +15,7 @@ from pydantic import Field
 from facerec.config.recipe import validate
 from facerec.config.settings import Settings
 from facerec.errors import InputError
+from facerec.runtime.text import nearest
 
 PREFIX = "FACEREC_LIMIT_"
 
@@ -48,8 +48,8 @@ class Limits(Settings):
             if name.startswith(PREFIX) and value
         }
         for name in given.keys() - cls.model_fields.keys():
-            near = difflib.get_close_matches(name, cls.model_fields, n=1)
-            hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
+            near = nearest(name, cls.model_fields)
+            hint = f"; did you mean {PREFIX}{near.upper()}?" if near else ""
             raise InputError(f"there is no limit {PREFIX}{name.upper()}{hint}")
         return validate(cls, given, lambda key: PREFIX + key.upper())
 

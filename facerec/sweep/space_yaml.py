@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from facerec.config.settings import Settings
 from facerec.config.values import OCTAL, canonical
 from facerec.data.settings import WHICH_DATA
 from facerec.errors import InputError
-from facerec.runtime.text import brief
+from facerec.runtime.text import brief, nearest
 from facerec.sweep.settings import SPACES
 from facerec.sweep.space import METRICS, Constraint, Parameter, Space
 
@@ -90,8 +89,8 @@ def check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:
     for name in names:
         if name not in known:
             name = brief(name)
-            near = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {brief(', '.join(known))}"
+            near = nearest(name.replace("-", "_"), known, cutoff=0.4)
+            hint = f"; did you mean {near!r}?" if near else f"; known: {brief(', '.join(known))}"
             raise InputError(f"there is no {what} {name!r}{hint}")
 
 
