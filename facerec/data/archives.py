@@ -19,9 +19,7 @@ from facerec.runtime.text import brief, shown
 
 MAX_UNPACKED_BYTES = 16 * 2**30
 MAX_MEMBERS = 1_000_000
-MAX_HEADER_BYTES = (
-    2**16
-)  # of one name, or of one pax header; a chain of hundreds may precede a member
+MAX_HEADER_BYTES = 2**16  # of a name, or a pax header, of which hundreds may precede a member
 HEADERS = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -65,9 +63,8 @@ def unpack(archive: Path, cache: Path, lists: Iterable[str] = ()) -> Path:
 class _Member(tarfile.TarInfo):
     """A member whose header is not read beyond a limit: tarfile reads long names and pax headers whole."""
 
-    def _proc_member(
-        self, archive: tarfile.TarFile
-    ) -> tarfile.TarInfo:  # tarfile's hook for subclasses
+    # tarfile's hook for subclasses.
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in HEADERS and not 0 <= self.size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {self.size:,} bytes")
         return super()._proc_member(archive)  # type: ignore[misc]  # private, so without stubs

@@ -242,6 +242,7 @@ def _leaf(name: str) -> str:
 
 
 def of_store(store: Store, rows: np.ndarray, probes: np.ndarray | None = None) -> Pictures:
+    """The images of these rows of a store; `probes` as in `Pictures`, all of them where None."""
     return Pictures(
         [store.paths[i] for i in rows],
         [store.names[store.labels[i]] for i in rows],

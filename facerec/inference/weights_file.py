@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 MAX_WEIGHTS = 2**33  # bytes of the file, and of its network
-MAX_HEADER = (
-    2**20
-)  # bytes; of 1,500 tensors, the most that a configuration makes, it has a sixth of them
+MAX_HEADER = 2**20  # bytes; a sixth are those of 1,500 tensors, the most of a configuration
 # Types of tensors: bytes of an element, and what it is in memory; half precision is how models are shipped.
 StoredType = Literal["F32", "F16", "I64"]
 STORED: dict[StoredType, tuple[int, torch.dtype]] = {

@@ -25,13 +25,10 @@ AT_ONCE = 2  # light turns that decode and compute at the same time; more would 
 TURN_IMAGES = 2
 TURN_BYTES = 2**20  # whose headers are read in a turn
 TURN_WORK = 8_000_000  # pixels times scans of a turn's images together: a tenth of a second
-HEAVY_WORK = (
-    40_000_000  # above which an image is heavy: half a second; phones' 12 megapixels are not
-)
+HEAVY_WORK = 40_000_000  # above which an image is heavy: half a second; 12 megapixels are not
 TURN_SECONDS = 1.0  # of decoding in a light turn; a request that takes longer becomes a heavy one
 HEAVY_SECONDS = 10.0  # of a heavy turn; a request that takes longer is given up, for the next one
 HEAVY_AT_ONCE = 1 + (os.cpu_count() or 1)  # requests; MLflow's server has threads for three more
-
 GIVE_WAY = 19  # niceness of the process that decodes for heavy requests
 
 T = TypeVar("T")

@@ -37,7 +37,11 @@ SERVER_MODULES = ("mlflow.pyfunc.scoring_server.app", "mlserver", "mlserver_mlfl
 
 
 class FaceModel(PythonModel):
-    """FaceEmbedder behind MLflow's predict."""
+    """FaceEmbedder behind MLflow's predict.
+
+    Attributes:
+        limits: of a request, from the environment.
+    """
 
     def load_context(self, context: Any) -> None:
         """Load the model folder, on CUDA where there is one, or on FACEREC_DEVICE."""
@@ -50,9 +54,9 @@ class FaceModel(PythonModel):
         Args:
             served: to requests, so that images must be decodable in another process.
         """
-        self._limits = Limits.from_environment()
+        self.limits = Limits.from_environment()
         self._embedder = FaceEmbedder.load(source, device)
-        self._bounded = BoundedEmbedder(self._embedder, self._limits)
+        self._bounded = BoundedEmbedder(self._embedder, self.limits)
         if served:
             self._bounded.check()
 
@@ -82,7 +86,7 @@ class FaceModel(PythonModel):
         except TooSlow:
             raise MlflowException(
                 "the request was given up: its images take too long to decode, or the server is busy; send fewer at a "
-                f"time, or try again later (a request has {self._limits.seconds:g} seconds, {PREFIX}SECONDS)",
+                f"time, or try again later (a request has {self.limits.seconds:g} seconds, {PREFIX}SECONDS)",
                 TEMPORARILY_UNAVAILABLE,
             ) from None
         except NoDecoder as error:
@@ -98,7 +102,7 @@ class FaceModel(PythonModel):
         }
         columns = _columns(frame)
         if is_served():
-            self._limits.check(rows=len(frame))
+            self.limits.check(rows=len(frame))
         if len(columns) == 1:
             (embeddings,) = self._embed(columns, how)
             if is_behind_mlflow():

@@ -53,7 +53,7 @@ NOT_FOUND = Refusal(404, f"POST /invocations is served, and GET {', '.join(GET_P
 
 
 class Guard:
-    """An ASGI application in front of another one. GET requests, such as of /ping, always pass.
+    """An ASGI application in front of another one. GET requests of `GET_PATHS` always pass.
 
     Args:
         app: what requests are passed on to, with their whole body.
@@ -70,18 +70,16 @@ class Guard:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Passes a request on, or refuses it."""
-        if (
-            scope["type"] == "lifespan"
-        ):  # the server starts: a thread for each request, most of which wait
+        if scope["type"] == "lifespan":  # the server starts
+            # A thread for each request, most of which wait.
             threads = ThreadPoolExecutor(self._max_requests + 1)
             asyncio.get_running_loop().set_default_executor(threads)
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         if scope["method"] != "POST":
-            known = (
-                scope["path"] in GET_PATHS
-            )  # not FastAPI's own pages, which load scripts from elsewhere
+            # Not FastAPI's own pages, which load scripts from elsewhere.
+            known = scope["path"] in GET_PATHS
             await (self._app(scope, receive, send) if known else _answer(send, NOT_FOUND))
             return
         body = bytearray()
@@ -192,12 +190,11 @@ def application(source: str, device: str, max_body: int, max_requests: int) -> G
     Raises:
         InputError: no such model or device, or a variable FACEREC_LIMIT_... is out of range.
     """
-    limits = Limits.from_environment()
     model = FaceModel()
     model.load(source, device, served=True)
     flavors = {"python_function": {"loader_module": "mlflow.pyfunc.model"}}
     pyfunc = PyFuncModel(Model(signature=signature(), flavors=flavors), _Served(model))
-    return Guard(scoring_server.init(pyfunc), max_body, max_requests, limits)
+    return Guard(scoring_server.init(pyfunc), max_body, max_requests, model.limits)
 
 
 def listen(host: str, port: int) -> socket.socket:

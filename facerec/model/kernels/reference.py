@@ -45,6 +45,7 @@ def reference(
 
 
 def reference_conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    """`causal_conv1d` of x (B, D, L) with weight (D, width), in float32, or in float64 where x is."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     width = weight.shape[1]
     padded = F.pad(x.to(dtype), (width - 1, 0))
@@ -54,4 +55,5 @@ def reference_conv(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -
 
 
 def grouped(matrix: Tensor) -> Tensor:
+    """B or C of a scan, (B, N, L) or (B, G, N, L), with groups."""
     return matrix.unsqueeze(1) if matrix.dim() == 3 else matrix

@@ -64,6 +64,21 @@ def as_float(tensor: Tensor | None) -> Tensor | None:
     return tensor.float() if tensor is not None else None
 
 
+def _scan_floats(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The tensors of a scan as the kernels take them, in float32."""
+    needed = u.float(), delta.float(), A.float(), B.float(), C.float()
+    return *needed, as_float(D), as_float(z), as_float(delta_bias)
+
+
 def gradient_like(gradient: Tensor, tensor: Tensor | None) -> Tensor:
     """The gradient in its tensor's dtype; empty where there is no tensor."""
     return gradient.to(tensor.dtype) if tensor is not None else gradient.new_empty(0)
@@ -104,14 +119,7 @@ def _scan_forward(u, delta, A, B, C, D, z, delta_bias, softplus, reverse, last, 
     if keep:
         kept = new_kept(batch, channels, length, states, B.shape[1], u)
     launch_scan(
-        u.float(),
-        delta.float(),
-        A.float(),
-        B.float(),
-        C.float(),
-        as_float(D),
-        as_float(z),
-        as_float(delta_bias),
+        *_scan_floats(u, delta, A, B, C, D, z, delta_bias),
         softplus,
         reverse,
         out,
@@ -146,14 +154,7 @@ def _scan_backward(grad, grad_last, kept, u, delta, A, B, C, D, z, delta_bias, s
         grad.float(),
         as_float(grad_last),
         kept if kept.numel() else None,
-        u.float(),
-        delta.float(),
-        A.float(),
-        B.float(),
-        C.float(),
-        as_float(D),
-        as_float(z),
-        as_float(delta_bias),
+        *_scan_floats(*tensors),
         softplus,
         reverse,
         grads,
