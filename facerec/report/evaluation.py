@@ -18,7 +18,7 @@ from facerec.evaluation.overlap import Leak
 from facerec.evaluation.protocols import Identities, PairList, Search, identities, pair_list, search
 from facerec.evaluation.scores import Measured, differences
 from facerec.inference.embedder import FaceEmbedder
-from facerec.report import pages as plots
+from facerec.report import pages
 from facerec.report.explorer import model_store, thresholds
 from facerec.report.html import write_html
 from facerec.report.settings import STORE_PROTOCOLS, EvaluateSettings, separate
@@ -272,7 +272,7 @@ def draw(
     cells = {name: as_cells(found) for name, found in {**tables.figures, **tables.gains}.items()}
     leaks = any(column.leak is not None and column.leak.found for column in columns.values())
     curves = {name: found.curve for name, found in measured.items() if found.curve is not None}
-    return plots.evaluation_page(
+    return pages.evaluation_page(
         cells,
         curves or None,
         title=f"Evaluation: {tables.title}",

@@ -16,7 +16,7 @@ from facerec.evaluation.scores import Measured
 from facerec.evaluation.verification import power
 from facerec.inference.calibration import Calibration
 from facerec.inference.embedder import FaceEmbedder
-from facerec.report import pages as plots
+from facerec.report import pages
 from facerec.report.html import write_html
 from facerec.report.settings import PageSettings, ProtocolSettings, VisualizeSettings
 from facerec.report.tables import as_cells
@@ -92,12 +92,12 @@ def draw(
     store: Store,
     protocol: Identities,
     column: Column,
-) -> plots.Report:
+) -> pages.Report:
     """The page as HTML, and without faces."""
     images, labels = store.images[store.indices(settings.split)], protocol.labels
     measured = measure(protocol, column)
     shown = f"{len(labels):,} pictures of {len(np.unique(labels)):,} people."
-    return plots.report_page(
+    return pages.report_page(
         column.features,
         labels,
         store.names,
@@ -141,7 +141,7 @@ def occlusions(
     labels: np.ndarray,
     names: list[str],
     images: np.ndarray,
-) -> list[plots.Occlusion]:
+) -> list[pages.Occlusion]:
     """Occlusion maps of one face each of some people: what it shares with their other faces."""
     people, counts = np.unique(labels, return_counts=True)
     people = np.random.default_rng(settings.seed).permutation(people[counts > 1])
@@ -149,8 +149,8 @@ def occlusions(
     shown = []
     for person in people[: settings.occlusions]:
         face, *mates = np.flatnonzero(labels == person)
-        loss = plots.occlusion_map(
+        loss = pages.occlusion_map(
             embedder.embed_faces, images[face], patch=patch, mate=embeddings[mates].mean(axis=0)
         )
-        shown.append(plots.Occlusion(images[face], loss, names[person]))
+        shown.append(pages.Occlusion(images[face], loss, names[person]))
     return shown

@@ -15,7 +15,7 @@ from facerec.inference.calibration import Calibration
 from facerec.inference.embed import embed_pictures
 from facerec.inference.model_io import WEIGHTS, write_model
 from facerec.inference.provenance import Provenance, model_card, provenance
-from facerec.report import pages as plots
+from facerec.report import pages
 from facerec.report.html import write_html
 from facerec.runtime.console import say
 from facerec.runtime.mlflow_errors import reason_of
@@ -112,7 +112,7 @@ def tell_gain(trainer: Trainer, run: Run, initial: Provenance, best: Mapping[str
 def draw_curves(trainer: Trainer, folder: Path, references: Mapping[str, float]) -> Path:
     """The page of the run's curves."""
     lines = {name.replace("_", " "): value for name, value in references.items()}
-    curves = plots.training_curves(trainer.history, lines)
+    curves = pages.training_curves(trainer.history, lines)
     return write_html(curves, folder / "training_curves.html", "Training curves")
 
 
@@ -123,7 +123,7 @@ def draw_map(trainer: Trainer, folder: Path, embeddings: np.ndarray, faces: bool
         faces: show their faces and names; otherwise grey squares and numbers.
     """
     store, rows = trainer.store, trainer.val_indices[:MAP_FACES]
-    page = plots.embedding_map(
+    page = pages.embedding_map(
         embeddings[:MAP_FACES],
         store.labels[rows],
         store.names,

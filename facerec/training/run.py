@@ -42,7 +42,7 @@ from facerec.tracking.lifecycle import track
 from facerec.tracking.mlflow_run import joined_run
 from facerec.tracking.registry import register
 from facerec.tracking.run import Run
-from facerec.training import distributed as parallel
+from facerec.training import distributed
 from facerec.training.batches import check_whole_batch
 from facerec.training.checkpoint import Checkpoint, Checkpoints
 from facerec.training.distillation.mixup import ask_teacher, lessons
@@ -65,13 +65,13 @@ def run(settings: TrainSettings, config: str | None = None) -> None:
     check(settings)
     if resolve_device(settings.device).type == "cpu":
         keep_freed_memory()
-    with parallel.ranks(settings.device):
-        parallel.from_first(lambda: reach_tracking(settings))
+    with distributed.ranks(settings.device):
+        distributed.from_first(lambda: reach_tracking(settings))
         resumed = None
         if settings.resume:
-            resumed = parallel.from_first(partial(find, settings.output, settings.resume))
-            resumed.check_ranks(parallel.world().size)
-        store = parallel.first_before_others(lambda: open_data(settings))
+            resumed = distributed.from_first(partial(find, settings.output, settings.resume))
+            resumed.check_ranks(distributed.world().size)
+        store = distributed.first_before_others(lambda: open_data(settings))
         if resumed:
             resumed.check_data(store)
             store = store.split_as(resumed.checkpoint.state.get("split_version", 1))
@@ -79,23 +79,23 @@ def run(settings: TrainSettings, config: str | None = None) -> None:
                 say(f"{sentence}; going on from the one before")
         check_whole_batch(store.labels[store.indices("train")], settings)
         if settings.teacher:  # its answers, before the run starts
-            parallel.first_before_others(lambda: ask_teacher(settings, store))
+            distributed.first_before_others(lambda: ask_teacher(settings, store))
         try:
-            if parallel.is_first():
+            if distributed.is_first():
                 lead(settings, config, store, resumed)
             else:
                 follow(settings, store, resumed)
         except (Stopped, TrainingFailed):  # on all ranks: torchrun ends them when one has ended
             with held():  # a second signal waits while the first rank saves
-                parallel.wait_for_first()
+                distributed.wait_for_first()
             raise
 
 
 def open_data(settings: TrainSettings) -> Store:
     """The store; what is to be built anew is so by the first rank alone."""
-    if not parallel.is_first():
+    if not distributed.is_first():
         settings = settings.model_copy(update={"rebuild_store": False})
-    return open_store(settings, progress=parallel.is_first())
+    return open_store(settings, progress=distributed.is_first())
 
 
 def follow(settings: TrainSettings, store: Store, resumed: Resumed | None) -> None:
@@ -182,8 +182,8 @@ def train_in(
 @contextmanager
 def stopping_softly(trainer: Trainer) -> Iterator[None]:
     """Signals stop the trainer after the step at hand, on all ranks; so does the end of a rank, at once."""
-    soft = stop_softly(lambda stopped: setattr(trainer, "stop", stopped), parallel.is_first())
-    with soft, parallel.lost_ranks_told():
+    soft = stop_softly(lambda stopped: setattr(trainer, "stop", stopped), distributed.is_first())
+    with soft, distributed.lost_ranks_told():
         yield
 
 
@@ -250,12 +250,12 @@ def keeper(
     folder: Path, settings: TrainSettings, store: Store, more: Mapping[str, Any]
 ) -> Callable[..., Path | None]:
     """Saves checkpoints that know their settings, data and what `more` says; the first rank's do for all."""
-    if not parallel.is_first():
+    if not distributed.is_first():
         return lambda step, tensors, state: None
     checkpoints = Checkpoints(folder / "checkpoints")
     facts = {"settings": as_params(settings), "data_digest": store.digest, **more}
     facts["split_version"] = store.split_version
-    facts["ranks"] = parallel.world().size
+    facts["ranks"] = distributed.world().size
     return lambda step, tensors, state: checkpoints.save(step, tensors, {**state, **facts})
 
 
@@ -310,7 +310,7 @@ def describe(mlflow_run: Run, settings: TrainSettings, trainer: Trainer, store: 
     )
     if trainer.precision != usual:
         say(f"the run was begun in {trainer.precision} and goes on in it; {usual} is faster here")
-    if (ranks := parallel.world().size) > 1:
+    if (ranks := distributed.world().size) > 1:
         mlflow_run.tag({"ranks": ranks})
         batch = trainer.batch.batch_size
         say(f"{ranks} ranks of {batch // ranks} pictures each: batches of {batch}")

@@ -41,7 +41,7 @@ from facerec.runtime.device import (
 )
 from facerec.runtime.signals import Stopped
 from facerec.runtime.text import brief
-from facerec.training import distributed as parallel
+from facerec.training import distributed
 from facerec.training.batches import check_whole_batch, whole_batch
 from facerec.training.checkpoint import Checkpoint
 from facerec.training.memory import memory_told
@@ -90,7 +90,7 @@ class Trainer:
         extra_pictures: np.ndarray | None = None,
     ) -> None:
         self.device = resolve_device(settings.device)
-        self.precision = parallel.from_first(
+        self.precision = distributed.from_first(
             lambda: resolve_precision(settings.precision, self.device)
         )
         self.settings, self.store, self.save, self.progress = settings, store, save, progress
@@ -115,7 +115,7 @@ class Trainer:
         self.average = Average(self.network, settings.ema)
         if settings.compile:
             self.network.compile()
-        self.replica = parallel.replicate(self.network, to_input(self.load(np.arange(2))))
+        self.replica = distributed.replicate(self.network, to_input(self.load(np.arange(2))))
         self.optimizer = torch.optim.AdamW(
             parameter_groups([self.network, self.objective], settings.weight_decay),
             lr=settings.lr,
@@ -193,14 +193,14 @@ class Trainer:
         stop = (
             self.stop
         )  # read once: a signal from here on counts after the next step, on all ranks
-        code, any_due = parallel.largest(getattr(stop, "code", 0), due)
+        code, any_due = distributed.largest(getattr(stop, "code", 0), due)
         return stop or (Stopped(code) if code else None), bool(any_due)
 
     def plan(self, epoch: int) -> np.ndarray:
         """Batches of an epoch (steps, batch_size): by chance, or of people who are confused with each other now."""
         if not self.settings.confusable:
             return epoch_batches(self.train_labels, self.batch, self.settings.seed, epoch)
-        return parallel.from_first(lambda: self.plan_confusable(epoch))
+        return distributed.from_first(lambda: self.plan_confusable(epoch))
 
     def plan_confusable(self, epoch: int) -> np.ndarray:
         """The same, of people whom the averaged network confuses."""
@@ -222,14 +222,14 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.objective.at_epoch(self.step / self.steps_per_epoch)
-        pictures = self.load(parallel.share(positions))
+        pictures = self.load(distributed.share(positions))
         labels, pairs = self.load_labels(positions)
         self.network.train()
         pictures = augment(to_input(pictures), self.settings, self.generator)
         with autocast(self.precision, self.device):
             embeddings = self.replica(pictures)
         with exact_products():
-            loss, mined = self.objective(parallel.gather(embeddings), labels, pairs)
+            loss, mined = self.objective(distributed.gather(embeddings), labels, pairs)
         self.last_loss = loss.detach()
         if self.device.type == "cpu" or self.step % READ_EVERY == 0:
             self.check_loss()
@@ -293,7 +293,7 @@ class Trainer:
 
     def seed_step(self) -> None:
         """Seeds torch's generator and the augmentation's by (seed, step, rank), each in its own way."""
-        sequence = np.random.SeedSequence([self.settings.seed, self.step, parallel.world().rank])
+        sequence = np.random.SeedSequence([self.settings.seed, self.step, distributed.world().rank])
         of_torch, of_augmentation = (
             int(word >> 1) for word in sequence.generate_state(2, np.uint64)
         )
@@ -312,7 +312,7 @@ class Trainer:
 
     def finish_epoch(self, row: dict[str, float]) -> dict[str, float]:
         """Validates, keeps the best weights, notes the row and writes a checkpoint."""
-        row.update(parallel.from_first(self.validate))
+        row.update(distributed.from_first(self.validate))
         self.history.append(row)
         self.sums = {"loss": 0.0, "triplets": 0.0}
         value = row.get(

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from facerec.errors import InputError
 from facerec.runtime.signals import Stopped
-from facerec.training import distributed as parallel
+from facerec.training import distributed
 from facerec.training.checkpoint import Checkpoints
 from tests.helpers.trainers import Small, small, trainer
 
@@ -51,7 +51,7 @@ def one_step(loss: str, batch_size: int) -> dict[str, torch.Tensor]:
 
 def exchange(folder: Path) -> None:
     """A step of each loss; a request to stop and an error that one rank alone has."""
-    rank = parallel.world().rank
+    rank = distributed.world().rank
     for loss in LOSSES:
         save_file(one_step(loss, 16), folder / f"{loss}-{rank}.safetensors")
     facts = {"seed": torch.initial_seed()}
@@ -62,14 +62,14 @@ def exchange(folder: Path) -> None:
     except Stopped as stop:
         facts |= {"code": stop.code, "step": stopped.step}
     try:
-        parallel.from_first(refuse)
+        distributed.from_first(refuse)
     except InputError as error:
         facts["error"] = str(error)
     (folder / f"facts-{rank}.json").write_text(json.dumps(facts))
 
 
 def refuse() -> None:
-    raise InputError(f"refused by rank {parallel.world().rank}")
+    raise InputError(f"refused by rank {distributed.world().rank}")
 
 
 class Killed(Exception):
@@ -80,7 +80,7 @@ def killed_and_resumed(settings: Small, folder: Path, stop_after: int) -> dict[s
     """Weights of a training that has ended after step `stop_after`, and has gone on in new trainers."""
 
     def save(step, tensors, state):
-        if parallel.is_first():
+        if distributed.is_first():
             Checkpoints(folder).save(step, tensors, state)
         if step == stop_after:
             raise Killed
@@ -89,7 +89,7 @@ def killed_and_resumed(settings: Small, folder: Path, stop_after: int) -> dict[s
     with suppress(Killed):
         list(killed)
     resumed = trainer(settings)
-    resumed.restore(parallel.from_first(lambda: Checkpoints(folder).newest()[0]))
+    resumed.restore(distributed.from_first(lambda: Checkpoints(folder).newest()[0]))
     list(resumed)
     return everything(resumed)
 
@@ -98,7 +98,7 @@ def everything(made) -> dict[str, torch.Tensor]:
     """All weights of a training; the first rank's buffers and averages count."""
     kept = {f"objective/{name}": tensor for name, tensor in made.objective.state_dict().items()}
     kept |= {f"network/{name}": parameter for name, parameter in made.network.named_parameters()}
-    if parallel.is_first():
+    if distributed.is_first():
         kept |= {
             f"average/{name}": value for name, value in made.average.network.state_dict().items()
         }
@@ -108,7 +108,7 @@ def everything(made) -> dict[str, torch.Tensor]:
 
 def resume(folder: Path) -> None:
     """The same training whole, and killed in its second epoch; weights into FOLDER."""
-    rank = parallel.world().rank
+    rank = distributed.world().rank
     more = {"batch_size": 8, "confusable": True, "epochs": 3, "d_model": 64}
     settings = small(loss="arcface", miner="none", **more)
     whole = trainer(settings)
@@ -119,5 +119,5 @@ def resume(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with parallel.ranks("cpu"):
+    with distributed.ranks("cpu"):
         {"exchange": exchange, "resume": resume}[sys.argv[1]](Path(sys.argv[2]))

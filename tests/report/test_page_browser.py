@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from facerec.report import pages as plots
+from facerec.report import pages
 from tests.helpers.pages import EVIL, HISTORY, curve, faces
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -65,19 +65,19 @@ def report(tmp_path_factory):
     # The first face of person 5 is somebody else's: its neighbours must be told wrong.
     labels = labels.copy()
     embeddings[20] = embeddings[0] + 0.01
-    text = plots.report_page(
+    text = pages.report_page(
         embeddings,
         labels,
         names,
         images,
         title="Report",
         notice="2 people were met in training.",
-        metrics={"model": {"Recall@1": plots.Metric(0.5, 0.4, 0.6)}},
+        metrics={"model": {"Recall@1": pages.Metric(0.5, 0.4, 0.6)}},
         curve=curve([0.5, 0.9], [0.1, 0.6]),
         thresholds={"FAR 0.5": 0.6},
-        occlusions=[plots.Occlusion(images[0], np.eye(4, dtype=np.float32), EVIL)],
+        occlusions=[pages.Occlusion(images[0], np.eye(4, dtype=np.float32), EVIL)],
     ).page
-    return plots.write_html(text, tmp_path_factory.mktemp("page") / "report.html")
+    return pages.write_html(text, tmp_path_factory.mktemp("page") / "report.html")
 
 
 @pytest.fixture
@@ -321,7 +321,7 @@ def test_page_works_in_the_sandboxed_frame_of_mlflow(open_page, report, tmp_path
 
 @pytest.mark.parametrize(("width", "columns"), [(1280, 2), (500, 1)])
 def test_training_curves_flow_into_columns(open_page, tmp_path, width, columns):
-    path = plots.write_html(plots.training_curves(HISTORY), tmp_path / "curves.html", "Curves")
+    path = pages.write_html(pages.training_curves(HISTORY), tmp_path / "curves.html", "Curves")
     tab = open_page(path, width=width)
     tab.wait_for_selector(".scatterlayer")
     lefts = tab.evaluate(

@@ -9,15 +9,14 @@ import pytest
 
 from facerec.errors import InputError
 from facerec.report import html as page
-from facerec.report import pages as plots
-from facerec.report import projections as explore
+from facerec.report import pages, projections
 from tests.helpers.pages import EVIL, HISTORY, Reader, curve, faces
 
 # Training curves
 
 
 def test_training_curves_hold_the_history():
-    figure = plots.training_curves(HISTORY, {"raw pixels": 0.31})
+    figure = pages.training_curves(HISTORY, {"raw pixels": 0.31})
     recall = next(trace for trace in figure.data if trace.name == "Recall@1")
     assert list(recall.x) == [1, 2, 3]
     assert list(recall.y) == [0.2, 0.7, 0.6]
@@ -32,30 +31,30 @@ def test_training_curves_hold_the_history():
 def test_training_curves_leave_gaps_where_there_is_no_number():
     history = [{"epoch": 1, "val/recall_at_1": float("nan"), "train/loss": 1.0}, {"epoch": 2}]
     history.append({"epoch": 3, "val/recall_at_1": 0.5})
-    figure = plots.training_curves(history)
+    figure = pages.training_curves(history)
     values = {trace.name: list(trace.y) for trace in figure.data}
     assert values == {"Recall@1": [None, None, 0.5], "Training loss": [1.0, None, None]}
 
 
 @pytest.mark.parametrize("history", [[], [{"epoch": 1}], [{"epoch": 1, "val/recall_at_1": None}]])
 def test_training_curves_without_an_epoch_say_so(history):
-    assert "No epoch" in plots.training_curves(history).layout.annotations[0].text
+    assert "No epoch" in pages.training_curves(history).layout.annotations[0].text
 
 
 def test_training_curves_take_metrics_that_nobody_foresaw():
     history = [{"val/<b>new": 0.3, "train/grad_norm": 2.0, "val/recall_at_1": 0.1}]
-    names = [trace.name for trace in plots.training_curves(history).data]
+    names = [trace.name for trace in pages.training_curves(history).data]
     assert names == ["Recall@1", "&lt;b&gt;new", "train/grad_norm"]
 
 
 def test_figures_use_palette_colours_only():
-    pages = [
-        plots.training_curves(HISTORY, {"raw": 0.1}),
-        plots.similarity_histogram(curve([0.5, 0.9], [0.1, 0.2]), {"FAR 0.1": 0.4}),
-        plots.roc_curve({"model": curve([0.5, 0.9], [0.1, 0.6])}),
+    drawn = [
+        pages.training_curves(HISTORY, {"raw": 0.1}),
+        pages.similarity_histogram(curve([0.5, 0.9], [0.1, 0.2]), {"FAR 0.1": 0.4}),
+        pages.roc_curve({"model": curve([0.5, 0.9], [0.1, 0.6])}),
     ]
     known = {pair[0] for pair in page.PALETTE.values()}
-    for figure in pages:
+    for figure in drawn:
         assert set(re.findall(r"#[0-9a-fA-F]{6}", figure.to_json())) <= known
 
 
@@ -64,7 +63,7 @@ def test_figures_use_palette_colours_only():
 
 def test_similarity_histogram_counts_every_pair_once():
     pairs = curve([0.5, 0.5, 0.9], [0.1, -0.2, 0.6, 0.1])
-    figure = plots.similarity_histogram(pairs, {"FAR 0.25": 0.6})
+    figure = pages.similarity_histogram(pairs, {"FAR 0.25": 0.6})
     lines = {trace.name: trace for trace in figure.data if trace.type == "scatter"}
     for name, count in (("Genuine", 3), ("Impostor", 4)):
         assert sum(lines[name].y) == pytest.approx(1)
@@ -75,7 +74,7 @@ def test_similarity_histogram_counts_every_pair_once():
 @pytest.mark.parametrize("far", [-0.9, 0.3])
 def test_threshold_labels_are_crossed_by_nothing(far):
     marked = {f"FAR 1e-{n}": far + 0.05 * n for n in range(1, 5)}
-    figure = plots.similarity_histogram(curve([0.5, 0.9], [-1, 0.1]), marked)
+    figure = pages.similarity_histogram(curve([0.5, 0.9], [-1, 0.1]), marked)
     labels = [note for note in figure.layout.annotations if note.text.startswith(" FAR")]
     for label in labels:
         beyond = [line for line in figure.layout.shapes if line.y1 > label.y - 0.07]
@@ -87,7 +86,7 @@ def test_threshold_labels_are_crossed_by_nothing(far):
 
 def test_roc_goes_through_points_worked_out_by_hand():
     pairs = curve([0.9, 0.8, 0.3], [0.85, 0.2, 0.1, 0.0])
-    trace = plots.roc_curve({"model": pairs}).data[0]
+    trace = pages.roc_curve({"model": pairs}).data[0]
     assert list(trace.x) == [0.25, 0.25, 0.25, 0.5, 0.75, 1.0]
     assert list(trace.y) == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
     assert list(trace.customdata) == [0.85, 0.8, 0.3, 0.2, 0.1, 0.0]
@@ -97,7 +96,7 @@ def test_roc_keeps_its_shape_when_thinned():
     rng = np.random.default_rng(0)
     genuine, impostor = rng.normal(0.5, 0.2, 3000), rng.normal(0, 0.2, 5000)
     full = curve(genuine[:800], impostor[:1500])
-    trace = plots.roc_curve({"model": full}).data[0]
+    trace = pages.roc_curve({"model": full}).data[0]
     far = full.false_accepts / full.false_accepts[-1]
     tar = full.true_accepts / full.true_accepts[-1]
     assert len(trace.x) < len(far)
@@ -110,9 +109,9 @@ def test_roc_keeps_its_shape_when_thinned():
 
 
 def test_neighbours_against_a_plain_loop(monkeypatch):
-    monkeypatch.setattr(explore, "CHUNK", 7)
-    embeddings = explore.normalise(faces()[0])
-    index, similarity = explore.neighbours(embeddings, 5)
+    monkeypatch.setattr(projections, "CHUNK", 7)
+    embeddings = projections.normalise(faces()[0])
+    index, similarity = projections.neighbours(embeddings, 5)
     for probe in range(len(embeddings)):
         others = [n for n in range(len(embeddings)) if n != probe]
         others.sort(key=lambda n: -float(embeddings[probe] @ embeddings[n]))
@@ -122,16 +121,16 @@ def test_neighbours_against_a_plain_loop(monkeypatch):
 
 
 def test_neighbours_of_two_faces():
-    index, _ = explore.neighbours(np.eye(2, dtype=np.float32), 10)
+    index, _ = projections.neighbours(np.eye(2, dtype=np.float32), 10)
     assert index.tolist() == [[1], [0]]
 
 
 @pytest.mark.parametrize("chunk", [5, 1024])
 def test_extreme_pairs_against_a_plain_loop(monkeypatch, chunk):
-    monkeypatch.setattr(explore, "CHUNK", chunk)
+    monkeypatch.setattr(projections, "CHUNK", chunk)
     embeddings, labels, *_ = faces(seed=3)
-    embeddings = explore.normalise(embeddings)
-    genuine, impostor = explore.extreme_pairs(embeddings, labels, count=3)
+    embeddings = projections.normalise(embeddings)
+    genuine, impostor = projections.extreme_pairs(embeddings, labels, count=3)
     pairs = [
         (float(embeddings[a] @ embeddings[b]), a, b)
         for a in range(len(labels))
@@ -149,42 +148,42 @@ def test_extreme_pairs_against_a_plain_loop(monkeypatch, chunk):
 
 def test_extreme_pairs_where_there_are_none():
     embeddings = np.eye(3, dtype=np.float32)
-    genuine, impostor = explore.extreme_pairs(embeddings, np.arange(3))
+    genuine, impostor = projections.extreme_pairs(embeddings, np.arange(3))
     assert len(genuine.left) == 0
     assert len(impostor.left) == 1
-    genuine, impostor = explore.extreme_pairs(embeddings, np.zeros(3, dtype=int))
+    genuine, impostor = projections.extreme_pairs(embeddings, np.zeros(3, dtype=int))
     assert len(impostor.left) == 0
 
 
 def test_sample_keeps_whole_people():
     labels = np.random.default_rng(1).permutation(np.repeat([5, 7, 900, 12], 10))
-    kept = explore.sample_faces(labels, 20)
+    kept = projections.sample_faces(labels, 20)
     assert len(kept) == 20
     assert sorted(np.unique(labels[kept], return_counts=True)[1]) == [10, 10]
     assert (np.diff(kept) > 0).all()
-    assert (explore.sample_faces(labels, 20) == kept).all()
-    assert (explore.sample_faces(labels, 100) == np.arange(40)).all()
+    assert (projections.sample_faces(labels, 20) == kept).all()
+    assert (projections.sample_faces(labels, 100) == np.arange(40)).all()
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 6, 40])
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_projections_of_few_faces(count, dimensions):
-    embeddings = explore.normalise(np.random.default_rng(0).normal(size=(count, 8)))
-    assert explore.tsne(embeddings, dimensions).shape == (count, dimensions)
-    points, shares = explore.pca(embeddings, dimensions)
+    embeddings = projections.normalise(np.random.default_rng(0).normal(size=(count, 8)))
+    assert projections.tsne(embeddings, dimensions).shape == (count, dimensions)
+    points, shares = projections.pca(embeddings, dimensions)
     assert points.shape == (count, dimensions)
     assert 0 < shares.sum() <= 1 + 1e-5
 
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_projections_of_tiny_and_equal_embeddings(size):
-    assert explore.tsne(np.random.default_rng(0).normal(size=(9, size)), 3).shape == (9, 3)
-    assert np.isfinite(explore.tsne(np.ones((9, size), dtype=np.float32), 2)).all()
+    assert projections.tsne(np.random.default_rng(0).normal(size=(9, size)), 3).shape == (9, 3)
+    assert np.isfinite(projections.tsne(np.ones((9, size), dtype=np.float32), 2)).all()
 
 
 def test_tsne_is_the_same_twice():
-    embeddings = explore.normalise(faces()[0])
-    assert (explore.tsne(embeddings, 2) == explore.tsne(embeddings, 2)).all()
+    embeddings = projections.normalise(faces()[0])
+    assert (projections.tsne(embeddings, 2) == projections.tsne(embeddings, 2)).all()
 
 
 def test_occlusion_map_finds_the_only_place_that_matters():
@@ -195,7 +194,7 @@ def test_occlusion_map_finds_the_only_place_that_matters():
         mark = pictures[:, 8:16, 24:32].mean(axis=(1, 2, 3)) / 255
         return np.stack([mark, np.full(len(pictures), 0.1)], axis=1)
 
-    loss = plots.occlusion_map(embed, image, patch=8, stride=8, batch=5)
+    loss = pages.occlusion_map(embed, image, patch=8, stride=8, batch=5)
     assert loss.shape == (4, 6)
     assert np.unravel_index(loss.argmax(), loss.shape) == (1, 3)
     assert loss[1, 3] > 0.1
@@ -205,7 +204,7 @@ def test_occlusion_map_finds_the_only_place_that_matters():
 
 def test_occlusion_map_refuses_a_patch_that_does_not_fit():
     with pytest.raises(ValueError, match="does not fit"):
-        plots.occlusion_map(lambda x: x, np.zeros((8, 8, 3), dtype=np.uint8), patch=9)
+        pages.occlusion_map(lambda x: x, np.zeros((8, 8, 3), dtype=np.uint8), patch=9)
 
 
 # Pages
@@ -213,7 +212,7 @@ def test_occlusion_map_refuses_a_patch_that_does_not_fit():
 
 def test_embedding_map_holds_faces_neighbours_and_views():
     embeddings, labels, names, images = faces()
-    data = Reader(plots.embedding_map(embeddings, labels, names, images)).json("page-data")["map"]
+    data = Reader(pages.embedding_map(embeddings, labels, names, images)).json("page-data")["map"]
     assert data["people"] == [name.replace("_", " ") for name in names]
     assert data["labels"] == labels.tolist()
     near = np.array(data["near"]["index"]).reshape(len(labels), data["near"]["count"])
@@ -225,19 +224,19 @@ def test_embedding_map_holds_faces_neighbours_and_views():
 
 
 def test_embedding_map_samples_whole_people_and_says_so():
-    text = plots.embedding_map(*faces(people=10), max_faces=12)
+    text = pages.embedding_map(*faces(people=10), max_faces=12)
     assert len(Reader(text).json("page-data")["map"]["labels"]) == 12
     assert "12 faces of 3 people, drawn at random from 40 faces" in text
 
 
 def report(names=None, **options) -> str:
     embeddings, labels, known, images = faces(size=40)
-    metric = plots.Metric
+    metric = pages.Metric
     metrics = {
         EVIL: {"Recall@1": metric(0.5, 0.4, 0.6), EVIL: metric(None, note=EVIL)},
         "raw pixels": {"Recall@1": metric(0.25)},
     }
-    occlusion = plots.Occlusion(images[0], np.array([[0.1, -0.2], [0.0, 0.3]]), EVIL)
+    occlusion = pages.Occlusion(images[0], np.array([[0.1, -0.2], [0.0, 0.3]]), EVIL)
     options = {
         "title": EVIL,
         "subtitle": EVIL,
@@ -248,7 +247,7 @@ def report(names=None, **options) -> str:
         "occlusions": [occlusion],
         **options,
     }
-    return plots.report_page(
+    return pages.report_page(
         embeddings, labels, names or [EVIL, *known[1:]], images, **options
     ).page
 
@@ -268,7 +267,7 @@ def test_no_name_breaks_out_of_the_page():
 
 def test_name_that_is_not_utf_8_can_be_written(tmp_path):
     names = ["caf\udce9", *[f"Person {n}" for n in range(1, 6)]]
-    path = plots.write_html(report(names), tmp_path / "page.html")
+    path = pages.write_html(report(names), tmp_path / "page.html")
     assert "caf\ufffd" in path.read_text(encoding="utf-8")
 
 
@@ -287,9 +286,9 @@ def test_page_without_the_optional_parts():
 
 
 def test_evaluation_page_compares_models():
-    metrics = {"a": {"EER": plots.Metric(0.1)}, "b": {"AUC": plots.Metric(0.9, note="few")}}
+    metrics = {"a": {"EER": pages.Metric(0.1)}, "b": {"AUC": pages.Metric(0.9, note="few")}}
     curves = {"a": curve([0.5, 0.9], [0.1]), "b": curve([0.4], [0.1, 0.6])}
-    reader = Reader(plots.evaluation_page(metrics, curves))
+    reader = Reader(pages.evaluation_page(metrics, curves))
     assert [trace["name"] for trace in reader.json("roc-json")["data"]] == ["a", "b"]
     assert {"EER", "AUC", "0.100", "0.900", "few"} <= {part.strip() for part in reader.text}
 
@@ -310,28 +309,28 @@ def test_evaluation_page_compares_models():
 def test_arrays_that_do_not_belong_together_are_refused(change):
     given = dict(zip(("embeddings", "labels", "names", "images"), faces(), strict=True)) | change
     with pytest.raises(ValueError):
-        plots.embedding_map(**given)
+        pages.embedding_map(**given)
 
 
 def test_write_html_is_whole_and_leaves_nothing_else(tmp_path):
-    path = plots.write_html(plots.training_curves(HISTORY), tmp_path / "a" / "b.html", "A <title>")
+    path = pages.write_html(pages.training_curves(HISTORY), tmp_path / "a" / "b.html", "A <title>")
     text = path.read_text(encoding="utf-8")
     assert "<title>A &lt;title&gt;</title>" in text
     assert text.count("plotly.js v") == 1
     assert [file.name for file in path.parent.iterdir()] == ["b.html"]
-    plots.write_html([plots.training_curves(HISTORY)] * 2, path)
+    pages.write_html([pages.training_curves(HISTORY)] * 2, path)
     assert len(Reader(path.read_text(encoding="utf-8")).scripts) == 6
 
 
 def test_write_html_keeps_the_old_page_when_writing_fails(tmp_path, monkeypatch):
-    path = plots.write_html("old", tmp_path / "page.html")
+    path = pages.write_html("old", tmp_path / "page.html")
 
     def fail(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr("facerec.runtime.files.os.replace", fail)
     with pytest.raises(InputError, match="cannot be written: disk full"):
-        plots.write_html("new", path)
+        pages.write_html("new", path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -354,6 +353,6 @@ def test_page_of_two_thousand_faces_is_under_twelve_megabytes(monkeypatch):
     labels = np.repeat(np.arange(500), 4)
     embeddings = rng.normal(size=(2000, 128)).astype(np.float32)
     names = [f"Somebody {n}" for n in range(500)]
-    text = plots.report_page(embeddings, labels, names, images, curve=curve([0.5, 0.9], [0.1, 0.6]))
+    text = pages.report_page(embeddings, labels, names, images, curve=curve([0.5, 0.9], [0.1, 0.6]))
     text = text.page
     assert len(text.encode()) < 12e6

@@ -22,8 +22,7 @@ from facerec.data.augmentation import to_input
 from facerec.losses import pairwise as pair_losses
 from facerec.model.network import build_network
 from facerec.runtime import device as compute
-from facerec.training import optim as optimization
-from facerec.training import trainer
+from facerec.training import optim, trainer
 from tests.conftest import PROJECT
 from tests.helpers.losses import MINERS
 from tests.helpers.trainers import small
@@ -64,7 +63,7 @@ def step(monkeypatch):
     def run(first=1, **changes):  # the loss is looked at in step 0 and in every 50th
         settings = small(precision="fp32", **changes)
         again = SimpleNamespace(deepcopy=lambda network: build_network(settings))
-        monkeypatch.setattr(optimization, "copy", again)  # fake parameters cannot be copied
+        monkeypatch.setattr(optim, "copy", again)  # fake parameters cannot be copied
         made = make_trainer(settings)
         made.device, made.step = CARD, first
         with monkeypatch.context() as patch:
