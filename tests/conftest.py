@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,9 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient, fluent
 
-PROJECT = Path(__file__).parent.parent
+from tests.helpers import PROJECT
+from tests.helpers.servers import free_port
+
 MLFLOW_SETS = (
     "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
@@ -54,6 +55,4 @@ def lfw() -> Path:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    return free_port()

@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from facerec import FaceEmbedder
 from facerec.inference.model_io import CARD
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 from tests.helpers.commands import TINY
 
 SMALL = {

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from facerec.cli import ENTRIES
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 
 HEAVY = ("torch", "mlflow", "plotly", "sklearn", "numba", "pandas")
 CODE = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 from tests.helpers.commands import TINY, environment, flags
 from tests.helpers.models import picture
 
@@ -21,6 +22,12 @@ pytestmark = pytest.mark.slow
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel of the project, unpacked beside the environment."""
     folder = tmp_path_factory.mktemp("wheel")
+    # Of a copy: a build leaves a folder behind, which the next one would take from.
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, check=True)
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        copy = folder / "project" / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PROJECT / name, copy, follow_symlinks=False)
     build = [
         "-m",
         "pip",
@@ -30,7 +37,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--no-build-isolation",
         "-w",
         str(folder),
-        str(PROJECT),
+        str(folder / "project"),
     ]
     subprocess.run([sys.executable, *build], check=True)
     (wheel,) = folder.glob("facerec-*.whl")

@@ -18,7 +18,7 @@ from facerec.errors import InputError
 from facerec.losses.objective import check_objective
 from facerec.model.network import check_sizes
 from facerec.runtime.text import LONGEST, brief
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 
 
 class Part(Settings):

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
-import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-import numpy as np
-import psutil
 import pytest
-from PIL import Image
 
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 from tests.helpers.commands import TINY, environment, flags
-from tests.helpers.models import picture
+from tests.helpers.models import photographs
+from tests.helpers.servers import free_port, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -40,20 +36,10 @@ def blocks(page: str, language: str) -> list[str]:
 @pytest.fixture
 def desk(tmp_path: Path, own_tracking: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with photographs of as many people as a false accept rate of 1e-3 needs in validation."""
-    for person in range(260):
-        face = picture(person).astype(float)
-        for shot in range(4):
-            noise = np.random.default_rng(4 * person + shot).normal(0, 12, face.shape)
-            path = tmp_path / f"faces/person {person}/{shot}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.clip(face + noise, 0, 255).astype(np.uint8)).save(path)
+    people = photographs(tmp_path / "folder/of/people", 260, 4)
     for name, shot in (("one", 0), ("two", 1), ("probe", 2)):
-        (tmp_path / f"{name}.jpg").write_bytes(
-            (tmp_path / f"faces/person 0/{shot}.png").read_bytes()
-        )
-    (tmp_path / "folder/of").mkdir(parents=True)
-    (tmp_path / "faces").rename(tmp_path / "folder/of/people")
-    (tmp_path / "faces").symlink_to(tmp_path / "folder/of/people")
+        (tmp_path / f"{name}.jpg").write_bytes((people / f"Person_0/{shot}.png").read_bytes())
+    (tmp_path / "faces").symlink_to(people)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FACEREC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
@@ -77,12 +63,6 @@ def run(line: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def test_every_command_of_the_tutorial_works(desk: Path) -> None:
     lines = [
         line for block in blocks("docs/getting-started.md", "sh") for line in block.splitlines()
@@ -99,7 +79,7 @@ def test_every_command_of_the_tutorial_works(desk: Path) -> None:
         if line.startswith("facerec train"):
             run_id = re.findall(r"model: runs:/(\w+)/model", done.stderr)[-1]
     try:
-        answered(port, server)
+        wait_for(f"http://127.0.0.1:{port}/ping", server)
         (code,) = blocks("docs/getting-started.md", "python")
         asked = subprocess.run(
             [sys.executable, "-c", code.replace(":5000", f":{port}")],
@@ -107,22 +87,11 @@ def test_every_command_of_the_tutorial_works(desk: Path) -> None:
             text=True,
         )
         embedding, verdict = asked.stdout.splitlines()
-        assert len(eval(embedding)[0]) == int(TINY["embedding_dim"]), asked.stderr
-        assert set(eval(verdict)[0]) == {"similarity", "probability", "same_person"}
+        assert len(ast.literal_eval(embedding)[0]) == int(TINY["embedding_dim"]), asked.stderr
+        assert set(ast.literal_eval(verdict)[0]) == {"similarity", "probability", "same_person"}
     finally:
         server.terminate()
         server.wait(30)
-
-
-def answered(port: int, server: subprocess.Popen) -> None:
-    """Returns when the server answers; it ends, or pytest's time limit does."""
-    while psutil.pid_exists(server.pid) and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            continue
-    raise AssertionError("the server ended")
 
 
 def test_readme_works(desk: Path) -> None:

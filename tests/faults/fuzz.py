@@ -39,8 +39,7 @@ from facerec.inference.model_io import CALIBRATION, CONFIG, PROVENANCE, WEIGHTS
 from facerec.inference.provenance import met
 from facerec.training.checkpoint import STATE, Checkpoints, state_tensor
 from facerec.training.resume import settings_of_checkpoint
-from tests.conftest import PROJECT
-from tests.helpers import random_folders
+from tests.helpers import PROJECT, random_folders
 from tests.helpers.models import encoded, make_model, picture
 from tests.helpers.trainers import small, trainer
 

@@ -29,12 +29,12 @@ from facerec.training import trainer as trainer_module
 from facerec.training.checkpoint import Checkpoints
 from facerec.training.memory import memory_told
 from facerec.training.trainer import TrainingFailed
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 from tests.helpers.commands import TINY, environment, flags
 from tests.helpers.image_files import people
-from tests.helpers.mlflow_server import kill, serve
 from tests.helpers.proxy import proxy
 from tests.helpers.runs import MAIN, only_run
+from tests.helpers.servers import kill, serve
 from tests.helpers.trainers import small, trainer
 
 pytestmark = pytest.mark.slow

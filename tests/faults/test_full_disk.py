@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 from tests.helpers.commands import TINY, environment, flags
 from tests.helpers.image_files import people
 from tests.helpers.runs import MAIN, only_run

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 
 TINY = {
     "image_size": "32", "d_model": "16", "depth": "1", "d_state": "4", "stem_depth": "1", "stem_width": "8",

@@ -73,6 +73,18 @@ def picture(seed: int, side: int = 40) -> np.ndarray:
     return np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
 
 
+def photographs(root: Path, people: int, shots: int = 3) -> Path:
+    """A folder for each of so many people, with noisy images of one picture each: `Person_3/0.png`."""
+    for person in range(people):
+        folder = root / f"Person_{person}"
+        folder.mkdir(parents=True)
+        for shot in range(shots):
+            noise = np.random.default_rng(10 * person + shot).normal(0, 12, (40, 40, 3))
+            pixels = np.clip(picture(person) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{shot}.png")
+    return root
+
+
 def encoded(pixels: np.ndarray | Image.Image, kind: str = "PNG", **how: Any) -> bytes:
     file = io.BytesIO()
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)

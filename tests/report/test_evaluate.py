@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
-from PIL import Image
 
 from facerec.commands import evaluate
 from facerec.errors import InputError
@@ -21,21 +20,14 @@ from facerec.inference.embedder import FaceEmbedder
 from facerec.report import evaluation
 from facerec.report.explorer import model_store
 from facerec.report.tables import as_metrics, brief, in_words, metric_name
-from tests.helpers.models import make_model, picture, seen
+from tests.helpers.models import make_model, photographs, seen
 from tests.helpers.pages import Reader
 
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
     """A folder of eight people with three pictures each."""
-    root = tmp_path_factory.mktemp("people")
-    for person in range(8):
-        (root / f"Person_{person}").mkdir()
-        for shot in range(3):
-            noise = np.random.default_rng(10 * person + shot).normal(0, 12, (40, 40, 3))
-            pixels = np.clip(picture(person) + noise, 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / f"Person_{person}" / f"{shot}.png")
-    return root
+    return photographs(tmp_path_factory.mktemp("people"), 8)
 
 
 def settings(tmp_path, people, **changes) -> evaluate.EvaluateSettings:

@@ -8,29 +8,20 @@ import re
 import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
-from PIL import Image
 
 from facerec.commands import evaluate, visualize
 from facerec.errors import InputError
 from facerec.evaluation.candidates import Column
 from facerec.evaluation.protocols import Identities, Pictures
 from facerec.report import explorer
-from tests.helpers.models import make_model, picture, seen
+from tests.helpers.models import make_model, photographs, seen
 from tests.helpers.pages import Reader
 
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
     """A folder of eight people with three pictures each."""
-    root = tmp_path_factory.mktemp("people")
-    for person in range(8):
-        folder = root / f"Person_{person}"
-        folder.mkdir()
-        for shot in range(3):
-            noise = np.random.default_rng(10 * person + shot).normal(0, 12, (40, 40, 3))
-            pixels = np.clip(picture(person) + noise, 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{shot}.png")
-    return root
+    return photographs(tmp_path_factory.mktemp("people"), 8)
 
 
 def settings(tmp_path, people, **changes) -> visualize.VisualizeSettings:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from facerec.cli import without_telemetry
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 
 PREPARED = "from facerec.runtime.console import answer, prepare; prepare(); import sys; "
 NAMES = r"'Jos\xe9 D\u0169ng \u2212 \u2013 \u2026 \udce9 \U0001f600'"

@@ -17,7 +17,7 @@ from facerec.errors import InputError
 from facerec.inference.model_uri import SHIPPED
 from facerec.runtime import paths
 from facerec.tracking import run as tracking
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 from tests.helpers.commands import environment
 from tests.helpers.models import encoded, make_model, picture
 

@@ -11,7 +11,7 @@ from facerec.errors import InputError
 from facerec.sweep.space import METRICS, Constraint, differences
 from facerec.sweep.space_yaml import parse_space, read_space
 from facerec.training.settings import TrainSettings
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

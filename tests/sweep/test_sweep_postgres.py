@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 
 from facerec.sweep.optuna_factory import open_storage
+from tests.helpers.servers import free_port
 from tests.helpers.sweeping import (
     at_work,
     check_accounts,
@@ -59,9 +59,7 @@ def server() -> Iterator[str]:
             shutil.chown(folder, user)
         except LookupError:
             pytest.skip("root cannot run PostgreSQL, and there is no user postgres")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
 
     def call(*command: str) -> None:
         done = subprocess.run(

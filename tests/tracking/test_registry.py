@@ -8,10 +8,8 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -35,7 +33,7 @@ from facerec.errors import InputError
 from facerec.inference.model_io import FILES, write_model
 from facerec.model.network import build_network
 from facerec.tracking.registry import log_model, package_files, register
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 from tests.helpers.models import (
     CALIBRATION,
     encoded,
@@ -47,6 +45,7 @@ from tests.helpers.models import (
     recipe,
     seen,
 )
+from tests.helpers.servers import free_port, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -413,9 +412,7 @@ def served(
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.chdir(folder)
         run_id = logged(folder / "model")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         how = {"mlflow models": ["-m", "--env-manager", "local"], "facerec": ["--model"]}
         option, *others = how[request.param]
         command = [*request.param.split(), "serve", option, f"runs:/{run_id}/model", *others]
@@ -430,17 +427,6 @@ def served(
         finally:
             os.killpg(server.pid, 15)
             server.wait(20)
-
-
-def wait_for(url: str, server: subprocess.Popen) -> None:
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            assert server.poll() is None, "the server ended"
-            time.sleep(0.2)
-    raise AssertionError("the server does not answer")
 
 
 def ask(url: str, body: Any, kind: str = "application/json") -> tuple[int, Any]:

@@ -23,7 +23,7 @@ from facerec.tracking.mlflow_run import give_up
 from facerec.tracking.outbox import REFUSED, line, read
 from facerec.tracking.settings import TrackingSettings
 from tests.helpers.commands import TINY, environment, flags
-from tests.helpers.mlflow_server import kill, serve
+from tests.helpers.servers import kill, serve
 
 WRITER = """
 import sys

@@ -23,7 +23,7 @@ from facerec.losses import pairwise as pair_losses
 from facerec.model.network import build_network
 from facerec.runtime import device as compute
 from facerec.training import optim, trainer
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 from tests.helpers.losses import MINERS
 from tests.helpers.trainers import small
 from tests.helpers.trainers import trainer as make_trainer

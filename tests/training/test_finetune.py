@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from facerec.commands.finetune import settings_of
 from facerec.errors import InputError
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 from tests.helpers.commands import TINY, environment, flags, mlflow_run
 
 

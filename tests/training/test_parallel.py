@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from facerec.errors import InputError
 from facerec.training.resume import find
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 from tests.helpers.commands import TINY, environment, flags
 from tests.helpers.ranks import LOSSES, one_step
 from tests.helpers.runs import histories, weights

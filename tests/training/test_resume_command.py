@@ -22,7 +22,7 @@ from facerec.training.checkpoint import Checkpoint, Checkpoints
 from facerec.training.resume import Resumed, alone, find, same_threads, settings_of_checkpoint
 from facerec.training.run import lead
 from facerec.training.settings import TrainSettings
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 from tests.helpers.commands import TINY, environment, flags, mlflow_run
 from tests.helpers.models import make_model
 from tests.helpers.runs import histories, weights

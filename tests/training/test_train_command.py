@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from facerec.cli import ENTRIES, load
 from facerec.config.recipe import resolve
 from facerec.config.settings import as_params
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 from tests.helpers.commands import TINY, environment, flags, mlflow_run
 
 

@@ -1,9 +1,10 @@
-"""A tracking server of MLflow."""
+"""Servers in processes of their own: a free port, a wait until one answers, a tracking server of MLflow."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,24 @@ import urllib.request
 from pathlib import Path
 
 from tests.helpers.commands import environment
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Returns when the server answers, within two minutes."""
+    for _ in range(480):
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert server.poll() is None, "the server ended"
+            time.sleep(0.25)
+    raise AssertionError("the server does not answer")
 
 
 def serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
@@ -23,12 +42,7 @@ def serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         command, env=child, cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    for _ in range(480):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-            break
-        except OSError:
-            time.sleep(0.25)
+    wait_for(f"http://127.0.0.1:{port}/health", process)
     return process
 
 
